@@ -1,0 +1,282 @@
+"""The sidecar ``energy.json``: who made an artifact, from what, at what energy.
+
+One schema, validated on writing and on reading. Every energy carries its unit in its name (``_j``), every time is UTC
+ISO 8601 and monotonic seconds, every unknown is ``null`` with a reason and never 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import UserError
+
+SCHEMA_VERSION = 1
+SIDECAR_NAME = "energy.json"
+POWER_NAME = "power.parquet"
+
+Source = Literal["measured", "estimated", "unavailable"]
+Outcome = Literal["completed", "failed", "killed", "preempted", "running"]
+STAGES = (
+    "prerun",
+    "preprocess",
+    "teacher_logits",
+    "teacher_generation",
+    "student_training",
+    "evaluation",
+)
+TEACHER_STAGES = ("teacher_logits", "teacher_generation")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+
+class Component(_Strict):
+    """Energy of one device over one window (an attempt, a phase, or all attempts)."""
+
+    component: Literal["gpu", "cpu", "dram"]
+    device: str | None = None  # GPU UUID, RAPL zone, or None
+    source: Source
+    method: str | None = None  # nvml_counter, nvml_power_integral, rapl, codecarbon_process, …
+    gross_j: float | None = None
+    idle_j: float | None = None  # idle power × window; net = gross − idle
+    crosscheck_method: str | None = None
+    crosscheck_j: float | None = None
+    error_j: float | None = None  # half-width bound on gross_j
+    in_total: bool = True
+    reason: str | None = None  # why gross_j is null
+    idle_reason: str | None = None  # why idle_j is null
+
+    @model_validator(mode="after")
+    def _honest(self) -> "Component":
+        for field in ("gross_j", "idle_j", "crosscheck_j", "error_j"):
+            value = getattr(self, field)
+            if value is not None and (not math.isfinite(value) or value < 0):
+                raise ValueError(f"{field} = {value}: joules are finite and not negative")
+        if self.gross_j is None and not self.reason:
+            raise ValueError("gross_j is null without a reason")
+        if self.source == "unavailable" and self.gross_j is not None:
+            raise ValueError("an unavailable component has no joules")
+        if self.source != "unavailable" and not self.method:
+            raise ValueError("a component with a source needs a method")
+        return self
+
+
+class Quality(_Strict):
+    """Quality of measurement of one window."""
+
+    interval_asked_s: float | None = None
+    interval_reached_s: float | None = None  # median
+    largest_gap_s: float | None = None
+    gaps: int | None = None  # gaps above three intervals
+    coverage: float | None = None  # share of the window inside gaps no longer than three intervals
+    flags: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
+class Tokens(_Strict):
+    """Token counts by kind; null where a stage has no such tokens."""
+
+    processed: int | None = None  # attention mask 1
+    loss: int | None = None  # label not masked
+    generated: int | None = None
+    padding: int | None = None
+
+
+class Phase(_Strict):
+    """A part of a stage that is booked apart, such as evaluation during training. Included in the stage's total."""
+
+    name: str
+    wall_s: float
+    gross_j: float | None = None
+    source: Source
+    reason: str | None = None
+
+
+class Attempt(_Strict):
+    """One try of a stage on one host."""
+
+    id: str
+    host: str
+    boot_id: str | None = None
+    pid: int | None = None
+    slurm_job_id: str | None = None
+    slurm_restart: int | None = None
+    start_utc: str
+    end_utc: str | None = None
+    start_mono_s: float
+    end_mono_s: float | None = None
+    wall_s: float | None = None
+    outcome: Outcome
+    reason: str | None = None
+    components: list[Component] = Field(default_factory=list)
+    quality: Quality = Field(default_factory=Quality)
+    tokens: Tokens = Field(default_factory=Tokens)
+    phases: list[Phase] = Field(default_factory=list)
+
+
+class Energy(_Strict):
+    """Totals over all attempts. ``wasted_gross_j`` (attempts that did not complete) is part of ``gross_j``."""
+
+    components: list[Component]
+    gross_j: float | None = None
+    idle_j: float | None = None
+    wasted_gross_j: float | None = None
+    error_j: float | None = None
+    source: Source
+    reason: str | None = None
+
+
+class Consumed(_Strict):
+    """An artifact that the stage read."""
+
+    role: str
+    stage: str
+    name: str
+    version: str
+
+
+class Produced(_Strict):
+    """A file of the artifact, relative to its folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class PerToken(_Strict):
+    value: float | None = None
+    divides_by: Literal["processed", "loss", "generated"] | None = None
+    reason: str | None = None
+
+
+class Co2e(_Strict):
+    g: float | None = None
+    pue: float | None = None
+    intensity_g_per_kwh: float | None = None
+    region: str | None = None
+    source: str | None = None
+    reason: str | None = None
+
+
+class Gpu(_Strict):
+    uuid: str
+    name: str | None = None
+    memory_bytes: int | None = None
+    power_limit_w: float | None = None
+    driver: str | None = None
+
+
+class Hardware(_Strict):
+    host: str
+    cpu: str | None = None
+    cores: int | None = None
+    ram_bytes: int | None = None
+    gpus: list[Gpu] = Field(default_factory=list)
+
+
+class Software(_Strict):
+    python: str
+    packages: dict[str, str] = Field(default_factory=dict)
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    code_digest: str | None = None
+
+
+class Sidecar(_Strict):
+    """The whole record of one stage's artifact."""
+
+    schema_version: int = SCHEMA_VERSION
+    stage: str
+    name: str
+    version: str
+    recipe: int
+    params: dict[str, Any]
+    labels: dict[str, Any] = Field(default_factory=dict)  # teacher, student, pipeline, dataset, hyperparameters, …
+    consumes: list[Consumed] = Field(default_factory=list)
+    produces: list[Produced] = Field(default_factory=list)
+    attempts: list[Attempt]
+    energy: Energy
+    quality: Quality
+    tokens: Tokens = Field(default_factory=Tokens)
+    j_per_token: PerToken = Field(default_factory=lambda: PerToken(reason="the stage counts no tokens"))
+    co2e: Co2e
+    hardware: Hardware
+    software: Software
+    seed: int | None = None
+    results: dict[str, Any] = Field(default_factory=dict)  # small scalars the stage reports
+    created_utc: str
+
+    @model_validator(mode="after")
+    def _stage_known(self) -> "Sidecar":
+        if self.stage not in STAGES:
+            raise ValueError(f"stage {self.stage!r} is not one of {', '.join(STAGES)}")
+        if not self.attempts:
+            raise ValueError("a sidecar has at least one attempt")
+        return self
+
+
+def first_error(error: ValidationError) -> str:
+    """The first problem of a pydantic error as ``key: message``."""
+    item = error.errors()[0]
+    where = ".".join(str(part) for part in item["loc"]) or "(whole)"
+    return f"{where}: {item['msg']}"
+
+
+def parse(text: str, origin: str) -> Sidecar:
+    """Parse a sidecar. Raises UserError that names ``origin`` if it is truncated, foreign or dishonest."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin}: not a whole JSON document ({error.msg} at character {error.pos})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{origin}: a sidecar is a JSON object, found {type(data).__name__}")
+    found = data.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise UserError(f"{origin}: schema_version {found!r}, this version reads {SCHEMA_VERSION}")
+    try:
+        return Sidecar.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {first_error(error)}") from None
+
+
+def read(path: str | Path) -> Sidecar:
+    """Read and validate one sidecar. Raises UserError naming the file."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse(text, str(path))
+
+
+def dump(sidecar: Sidecar) -> str:
+    """The sidecar as JSON text, validated once more (assignments after construction included)."""
+    checked = Sidecar.model_validate(sidecar.model_dump())
+    return json.dumps(checked.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+
+
+def total(components: list[Component]) -> tuple[float | None, float | None, Source, str | None]:
+    """Sum the components that belong to the total: (gross_j, error_j, source, reason).
+
+    One unknown component makes the sum null; one estimated component makes it ``estimated``. No component at all is
+    ``unavailable``, never 0.
+    """
+    parts = [c for c in components if c.in_total]
+    if not parts:
+        return None, None, "unavailable", "no component of this host could be measured or estimated"
+    missing = [c for c in parts if c.gross_j is None]
+    if missing:
+        names = ", ".join(f"{c.component} {c.device or ''}".strip() + f": {c.reason}" for c in missing)
+        return None, None, "unavailable", names
+    gross = math.fsum(c.gross_j for c in parts)
+    errors = [c.error_j for c in parts]
+    error = None if any(e is None for e in errors) else math.fsum(errors)
+    source: Source = "estimated" if any(c.source == "estimated" for c in parts) else "measured"
+    return gross, error, source, None
