@@ -1,0 +1,142 @@
+"""What is evaluated. A suite is one rule and one artifact; a model's suite runs in one process."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .base import Section
+
+
+class _Benchmark(Section):
+    in_quality: bool = True  # part of Q
+    seed: int = 0
+
+
+class GoldAccuracy(_Benchmark):
+    """Share of held-out gold response tokens that the model's argmax predicts."""
+
+    kind: Literal["gold_accuracy"]
+    items: int = Field(64, gt=0)
+
+
+class Choice(_Benchmark):
+    """Multiple choice by log-likelihood: probability of the right choice, graded."""
+
+    kind: Literal["choice"]
+    items: int = Field(150, gt=0)
+
+
+class Agreement(_Benchmark):
+    """Share of held-out gold positions on which the model's argmax is the teacher's."""
+
+    kind: Literal["agreement"]
+    items: int = Field(64, gt=0)
+
+
+class Arithmetic(_Benchmark):
+    """Exact-answer arithmetic by greedy generation."""
+
+    kind: Literal["arithmetic"]
+    items: int = Field(32, gt=0)
+    max_new_tokens: int = Field(32, gt=0)
+
+
+class Instructions(_Benchmark):
+    """Verifiable format instructions by greedy generation."""
+
+    kind: Literal["instructions"]
+    items: int = Field(32, gt=0)
+    max_new_tokens: int = Field(48, gt=0)
+
+
+class LmEval(_Benchmark):
+    """A task of lm-evaluation-harness; ``data`` names local files where there is no hub."""
+
+    kind: Literal["lm_eval"]
+    task: Literal["gsm8k", "mmlu", "ifeval"]
+    data: str | None = None
+    limit: int | None = Field(None, gt=0)
+    few_shot: int | None = Field(None, ge=0)
+    batch_size: int = Field(8, gt=0)
+
+
+class Judge(Section):
+    """Who judges: an OpenAI-compatible endpoint, or a local model by log-probabilities."""
+
+    kind: Literal["openai", "local"]
+    model: str
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    temperature: float = Field(0.0, ge=0)
+    prompt_version: str = "1"
+
+
+class AlpacaEval(_Benchmark):
+    """AlpacaEval 2: win rate against reference answers, as judged."""
+
+    kind: Literal["alpaca_eval"]
+    judge: Judge
+    data: str | None = None
+    reference: str | None = None  # JSON of reference outputs
+    limit: int | None = Field(None, gt=0)
+    max_new_tokens: int = Field(512, gt=0)
+
+
+class MtBench101(_Benchmark):
+    """MT-Bench-101: 13 tasks, judged per turn 1 to 10, minimum over turns."""
+
+    kind: Literal["mt_bench_101"]
+    judge: Judge
+    data: str | None = None
+    limit: int | None = Field(None, gt=0)
+    max_new_tokens: int = Field(512, gt=0)
+
+
+class Inference(_Benchmark):
+    """Prefill and decode J/token and tok/s on fixed prompts: the j of T*. Never part of Q."""
+
+    kind: Literal["inference"]
+    in_quality: Literal[False] = False
+    batch_sizes: tuple[int, ...] = (8,)
+    prompts: int = Field(8, gt=0)
+    prompt_tokens: int = Field(64, gt=0)
+    new_tokens: int = Field(32, gt=0)
+    min_seconds: float = Field(2.0, ge=0)
+
+
+Benchmark = Annotated[
+    GoldAccuracy | Choice | Agreement | Arithmetic | Instructions | LmEval | AlpacaEval | MtBench101 | Inference,
+    Field(discriminator="kind"),
+]
+
+#: Benchmarks that compare a model's answers with the teacher's own artifact.
+NEEDS_TEACHER = ("agreement",)
+
+
+class Evaluation(Section):
+    benchmarks: dict[str, Benchmark]
+    suites: dict[str, tuple[str, ...]] | None = None  # None: one suite a benchmark
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _suites(self) -> "Evaluation":
+        if not self.benchmarks:
+            raise ValueError("benchmarks is empty")
+        seen: set[str] = set()
+        for suite, names in (self.suites or {}).items():
+            for name in names:
+                if name not in self.benchmarks:
+                    raise ValueError(f"suites.{suite}: {name!r} is not one of {', '.join(self.benchmarks)}")
+                if name in seen:
+                    raise ValueError(f"suites.{suite}: {name!r} is in two suites")
+                seen.add(name)
+        missing = [name for name in self.benchmarks if self.suites and name not in seen]
+        if missing:
+            raise ValueError(f"suites: benchmark {missing[0]!r} is in no suite")
+        return self
+
+    def resolved_suites(self) -> dict[str, tuple[str, ...]]:
+        """Suite name → benchmark names."""
+        return self.suites or {name: (name,) for name in self.benchmarks}

@@ -1,0 +1,126 @@
+"""``config.yaml`` as a whole: the single source of what is run. Science only; executors live in ``profiles/``."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .base import Section
+from .evaluation import Evaluation
+from .sources import Dataset, Model, PrunedModel, Teacher
+from .training import Pipeline, Training
+
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")
+
+
+class Grid(Section):
+    """Carbon intensity: a country (ISO 3166 alpha-3) with CodeCarbon's table, or a number with its source."""
+
+    country: str | None = None
+    region: str | None = None
+    g_per_kwh: float | None = Field(None, ge=0)
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _number_has_source(self) -> "Grid":
+        if self.g_per_kwh is not None and not self.source:
+            raise ValueError("g_per_kwh needs a source")
+        return self
+
+
+class ExpectHardware(Section):
+    """Asserted by prerun; a different machine stops the run before anything is spent."""
+
+    gpu_name: str | None = None
+    gpu_count: int | None = Field(None, ge=0)
+    min_cores: int | None = Field(None, gt=0)
+
+
+class EnergyConfig(Section):
+    """How energy is measured."""
+
+    interval_s: float = Field(0.5, ge=0.05, le=10)
+    jitter: float = Field(0.0, ge=0, le=0.5)
+    cpu: Literal["auto", "rapl", "codecarbon", "off"] = "auto"
+    pue: float = Field(1.0, ge=1)
+    grid: Grid = Field(default_factory=Grid)
+    expect: ExpectHardware | None = None
+
+
+class Prerun(Section):
+    idle_seconds: float = Field(10, gt=0)
+    calibration_seconds: float = Field(4, ge=0)
+
+
+class Accounting(Section):
+    baseline: str = "sft"  # the pipeline that N* compares with
+    inference_reference: str = "baseline"  # baseline | teacher | a student's name
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    bootstrap: int = Field(2000, ge=100)
+    drop_unusable_benchmarks: bool = False
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    energy: EnergyConfig = Field(default_factory=EnergyConfig)
+    prerun: Prerun = Field(default_factory=Prerun)
+    models: dict[str, Model]
+    datasets: dict[str, Dataset]
+    teacher: Teacher
+    students: tuple[str, ...]
+    pipelines: dict[str, Pipeline]
+    seeds: tuple[int, ...]
+    training: Training
+    evaluation: Evaluation
+    accounting: Accounting = Field(default_factory=Accounting)
+    teacher_store: str | None = None  # folder outside results/ where teacher artifacts live and consumers register
+
+    @field_validator("models", "datasets", "pipelines")
+    @classmethod
+    def _names(cls, value: dict) -> dict:
+        if not value:
+            raise ValueError("is empty")
+        for name in value:
+            if not NAME.match(name):
+                raise ValueError(f"name {name!r}: letters, digits, '_', '.', and single '-' only")
+        return value
+
+    @field_validator("students", "seeds")
+    @classmethod
+    def _distinct(cls, value: tuple) -> tuple:
+        if not value:
+            raise ValueError("is empty")
+        for item in value:
+            if value.count(item) > 1:
+                raise ValueError(f"{item!r} is listed twice")
+        return value
+
+    @model_validator(mode="after")
+    def _references(self) -> "Config":
+        def known(key: str, value: str, allowed) -> None:
+            if value not in allowed:
+                raise ValueError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
+
+        known("teacher.model", self.teacher.model, self.models)
+        for student in self.students:
+            known("students", student, self.models)
+        for name, model in self.models.items():
+            if isinstance(model, PrunedModel):
+                known(f"models.{name}.of", model.of, self.models)
+                if isinstance(self.models[model.of], PrunedModel):
+                    raise ValueError(f"models.{name}.of: {model.of!r} is itself a pruned copy")
+        for name, pipeline in self.pipelines.items():
+            if pipeline.dataset is not None:
+                known(f"pipelines.{name}.dataset", pipeline.dataset, self.datasets)
+            for student in pipeline.students or ():
+                known(f"pipelines.{name}.students", student, self.students)
+        known("accounting.baseline", self.accounting.baseline, self.pipelines)
+        known(
+            "accounting.inference_reference",
+            self.accounting.inference_reference,
+            ["baseline", "teacher", *self.students],
+        )
+        return self

@@ -1,0 +1,145 @@
+"""Where models and data come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .base import Section
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub, by id and revision."""
+
+    source: Literal["hub"]
+    id: str
+    revision: str | None = None
+    parameters: int | None = Field(None, gt=0)  # for the forecast only
+
+
+class FolderModel(Section):
+    """A model in a local folder (config, safetensors, tokenizer)."""
+
+    source: Literal["folder"]
+    path: str
+    parameters: int | None = Field(None, gt=0)
+
+
+class GgufModel(Section):
+    """A GGUF file that a Python package ships; converted once to a plain folder."""
+
+    source: Literal["gguf"]
+    package: str
+    file: str = "*.gguf"
+    parameters: int | None = Field(None, gt=0)
+
+
+class PrunedModel(Section):
+    """A depth-pruned copy of another model: its first and last layers, embeddings kept."""
+
+    source: Literal["pruned"]
+    of: str
+    layers: int = Field(gt=0)
+    keep: Literal["ends", "even"] = "ends"
+
+
+class RandomModel(Section):
+    """A small Llama with random weights and a byte-level tokenizer, for tests and dry runs."""
+
+    source: Literal["random"]
+    layers: int = Field(2, gt=0)
+    hidden: int = Field(32, gt=0)
+    heads: int = Field(2, gt=0)
+    vocabulary: int = Field(384, ge=260)
+    seed: int = 0
+
+
+Model = Annotated[HubModel | FolderModel | GgufModel | PrunedModel | RandomModel, Field(discriminator="source")]
+
+
+class _Dataset(Section):
+    max_length: int = Field(1024, gt=8)
+    seed: int = 0
+
+
+class GeneratedData(_Dataset):
+    """The instruction set that the project generates itself (offline, seeded, deduplicated)."""
+
+    source: Literal["generated"]
+    n_train: int = Field(gt=0)
+    n_validation: int = Field(gt=0)
+    families: tuple[str, ...] | None = None  # None: all
+
+
+class HubData(_Dataset):
+    """A data set of the hub, or local files in its format, streamed and sampled."""
+
+    source: Literal["hub"]
+    id: str
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    format: Literal["tulu3", "openr1_math", "codeforces_cots", "messages", "prompt_response"]
+    n_train: int = Field(gt=0)
+    n_validation: int = Field(gt=0)
+    scan: int | None = Field(None, gt=0)  # rows looked at before sampling; None: all
+
+
+class FileData(_Dataset):
+    """Local JSON lines or Parquet files."""
+
+    source: Literal["files"]
+    path: str
+    format: Literal["tulu3", "openr1_math", "codeforces_cots", "messages", "prompt_response"] = "messages"
+    n_train: int = Field(gt=0)
+    n_validation: int = Field(gt=0)
+
+
+Dataset = Annotated[GeneratedData | HubData | FileData, Field(discriminator="source")]
+
+
+class Teacher(Section):
+    """The teacher and how its artifacts are made."""
+
+    model: str
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    logits: "Logits" = Field(default_factory=lambda: Logits())
+    generation: "Generation" = Field(default_factory=lambda: Generation())
+
+
+class Logits(Section):
+    """The logit cache: which parts of the teacher's distribution are kept at each response token."""
+
+    method: Literal["topk", "sampled", "head_tail"] = "head_tail"
+    head: int = Field(48, ge=0)
+    tail: int = Field(48, ge=0)
+    seed: int = 0
+    batch_tokens: int = Field(4096, gt=0)
+    audit_examples: int = Field(8, gt=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> "Logits":
+        if self.method == "topk" and self.head < 1:
+            raise ValueError("method topk needs head ≥ 1")
+        if self.method == "sampled" and self.tail < 1:
+            raise ValueError("method sampled needs tail ≥ 1")
+        return self
+
+
+class Generation(Section):
+    """Synthetic data: nucleus sampling by the teacher on training prompts."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: int = Field(512, gt=0)
+    min_new_tokens: int = Field(1, ge=0)
+    n_prompts: int | None = Field(None, gt=0)  # None: every training prompt
+    validation_share: float = Field(0.1, gt=0, lt=1)
+    batch_size: int = Field(32, gt=0)
+    tensor_parallel: int = Field(1, gt=0)
+    seed: int = 0
+
+
+Teacher.model_rebuild()

@@ -1,0 +1,79 @@
+"""How students are trained. One section for every pipeline, so that all regimes share it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from .base import Section
+
+
+class Lora(Section):
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class Training(Section):
+    """The paper's recipe by default (Adafactor, cosine with warm-up, early stopping at ε = 2e-3)."""
+
+    optimizer: Literal["adafactor", "adamw"] = "adafactor"
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    max_steps: int = Field(gt=0)
+    batch_size: int = Field(4, gt=0)  # examples an optimiser step (effective batch)
+    micro_batch_size: int | None = Field(None, gt=0)  # None: batch_size
+    gradient_clip: float | None = Field(1.0, gt=0)
+    precision: Literal["bf16_autocast", "bf16_stochastic", "bf16", "fp32"] = "bf16_autocast"
+    eval_every: int = Field(50, gt=0)
+    patience: int = Field(3, gt=0)
+    epsilon: float = Field(2e-3, ge=0)
+    checkpoint_every: int = Field(100, gt=0)
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    lora: Lora | None = None
+    reference_faithful: bool | None = None  # reproduce the choices of the paper's harness
+    processes: int | None = Field(None, gt=0)  # data-parallel processes a node; None: one
+
+    @model_validator(mode="after")
+    def _micro(self) -> "Training":
+        micro = self.micro_batch_size
+        if micro is not None and self.batch_size % micro:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {micro}")
+        return self
+
+
+#: Keys of a pipeline that may be swept, beside every key of ``training``.
+SWEEPABLE = {"alpha", "temperature", "max_new_tokens"}
+
+
+class Pipeline(Section):
+    """A way to make a student. ``sweep`` expands to one run for each combination of its lists."""
+
+    kind: str
+    alpha: float | None = Field(None, ge=0, le=1)
+    temperature: float | None = Field(None, gt=0)
+    max_new_tokens: int | None = Field(None, gt=0)
+    dataset: str | None = None
+    students: tuple[str, ...] | None = None  # None: all students
+    training: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> "Pipeline":
+        fields = set(Training.model_fields)
+        for key in self.training:
+            if key not in fields:
+                raise ValueError(f"training.{key} is not one of {', '.join(sorted(fields))}")
+        for key, values in self.sweep.items():
+            if key not in fields | SWEEPABLE:
+                raise ValueError(f"sweep.{key} is not one of {', '.join(sorted(fields | SWEEPABLE))}")
+            if not values:
+                raise ValueError(f"sweep.{key} is empty")
+        return self
