@@ -1,0 +1,196 @@
+"""From a configuration to every stage that it implies. Pure: no file is read, nothing heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..config.schema import Config
+from ..config.sources import GgufModel, PrunedModel
+from ..errors import UserError
+from .recipes import recipe
+from .spec import Input, StageSpec, digest, make_spec
+from .sweep import Setting, settings
+
+
+@dataclass
+class Plan:
+    """All stages of a configuration, by key (stage, name, version)."""
+
+    nodes: dict[tuple[str, str, str], StageSpec] = field(default_factory=dict)
+
+    def add(self, spec: StageSpec) -> StageSpec:
+        """Register a stage; two with the same key are the same artifact."""
+        return self.nodes.setdefault(spec.key, spec)
+
+    def spec(self, stage: str, name: str, version: str) -> StageSpec:
+        """The stage that makes an artifact. Raises UserError if the configuration no longer implies it."""
+        try:
+            return self.nodes[(stage, name, version)]
+        except KeyError:
+            known = sorted({v for s, n, v in self.nodes if (s, n) == (stage, name)})
+            hint = f"its version there is {', '.join(known)}" if known else "nothing there has that name"
+            raise UserError(f"{stage}/{name}/{version}: the configuration does not imply it ({hint})") from None
+
+    def of(self, stage: str) -> list[StageSpec]:
+        """Every stage of one kind."""
+        return [spec for spec in self.nodes.values() if spec.stage == stage]
+
+    @cached_property
+    def sidecars(self) -> list[str]:
+        """Sidecar path of every stage."""
+        return [spec.sidecar for spec in self.nodes.values()]
+
+
+def build_plan(config: Config, root: str = "results") -> Plan:
+    """Every stage of ``config``, its artifacts under ``root`` (teacher artifacts under the teacher store, if any)."""
+    return _Builder(config, root).build()
+
+
+class _Builder:
+    """Adds the stages in the order of the data: prerun, preprocess, teacher, students, evaluation."""
+
+    def __init__(self, config: Config, root: str) -> None:
+        self.config = config
+        self.root = root
+        self.teacher_root = config.teacher_store or root
+        self.plan = Plan()
+        self.energy = config.energy.model_dump(mode="json")
+        self.model_params: dict[str, dict[str, Any]] = {}
+
+    def build(self) -> Plan:
+        config = self.config
+        self.prerun = self._stage("prerun", "host", "prerun", {**config.prerun.model_dump(), "expect": self._expect()})
+        for suite in config.evaluation.resolved_suites():
+            self._teacher_evaluation(suite)
+        for name, pipeline in config.pipelines.items():
+            for dataset in [pipeline.dataset] if pipeline.dataset else config.datasets:
+                for setting in settings(name, pipeline, config):
+                    for student in pipeline.students or config.students:
+                        for seed in config.seeds:
+                            self._run(setting, dataset, student, seed)
+        return self.plan
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    def _expect(self) -> dict[str, Any] | None:
+        expect = self.config.energy.expect
+        return expect.model_dump() if expect else None
+
+    def _stage(self, stage: str, name: str, work: str, params: dict, consumes: tuple[Input, ...] = (), **rest: Any):
+        if stage != "prerun":
+            consumes = (*consumes, self.prerun.as_input("prerun", hashed=False))
+        rest.setdefault("root", self.root)
+        return self.plan.add(make_spec(stage, name, recipe(work), params, consumes, energy=self.energy, **rest))
+
+    def model(self, name: str) -> dict[str, Any]:
+        """A model's dict with references resolved (see docs/architecture.md)."""
+        if name not in self.model_params:
+            model = self.config.models[name]
+            params = model.model_dump(mode="json", exclude={"parameters"})
+            if isinstance(model, PrunedModel):
+                params["of"] = self.model(model.of)
+            self.model_params[name] = params
+        return self.model_params[name]
+
+    def _model_input(self, name: str) -> tuple[Input, ...]:
+        """The converted folder that a GGUF model (or a pruned copy of one) is loaded from."""
+        model = self.config.models[name]
+        if isinstance(model, PrunedModel):
+            return self._model_input(model.of)
+        if not isinstance(model, GgufModel):
+            return ()
+        params = {"model": self.model(name)}
+        spec = self._stage("preprocess", f"model-{name}", "preprocess_model", params, labels={"model": name})
+        return (spec.as_input("model"),)
+
+    def _data(self, dataset: str) -> StageSpec:
+        teacher = self.config.teacher.model
+        params = {"dataset": self.config.datasets[dataset].model_dump(mode="json"), "model": self.model(teacher)}
+        name = f"data-{dataset}"
+        labels = {"dataset": dataset}
+        return self._stage("preprocess", name, "preprocess_data", params, self._model_input(teacher), labels=labels)
+
+    def _teacher_evaluation(self, suite: str) -> StageSpec:
+        teacher = self.config.teacher.model
+        labels = {"role": "teacher", "teacher": teacher, "suite": suite}
+        params = {"model": self.model(teacher), **self._suite(suite)}
+        inputs = self._model_input(teacher)
+        return self._stage("evaluation", f"{suite}-{teacher}", "evaluation", params, inputs, labels=labels)
+
+    def _suite(self, suite: str) -> dict[str, Any]:
+        evaluation = self.config.evaluation
+        names = evaluation.resolved_suites()[suite]
+        benchmarks = {name: evaluation.benchmarks[name].model_dump(mode="json") for name in names}
+        return {"dtype": evaluation.dtype, "benchmarks": benchmarks}
+
+    def _teacher_artifact(self, needs: str, dataset: str, setting: Setting) -> StageSpec:
+        teacher = self.config.teacher
+        params: dict[str, Any] = {"model": self.model(teacher.model), "dtype": teacher.dtype}
+        if needs == "teacher_logits":
+            params["logits"] = teacher.logits.model_dump(mode="json")
+        else:
+            generation = teacher.generation.model_dump(mode="json")
+            if setting.max_new_tokens is not None:
+                generation["max_new_tokens"] = setting.max_new_tokens
+            params |= {"generation": generation, "max_length": self.config.datasets[dataset].max_length}
+        inputs = (*self._model_input(teacher.model), self._data(dataset).as_input("data"))
+        labels = {"teacher": teacher.model, "dataset": dataset}
+        name = f"{teacher.model}-{dataset}"
+        return self._stage(needs, name, needs, params, inputs, labels=labels, root=self.teacher_root)
+
+    def _run(self, setting: Setting, dataset: str, student: str, seed: int) -> None:
+        training = self._training(setting, dataset, student, seed)
+        for suite in self.config.evaluation.resolved_suites():
+            self._evaluation(suite, training)
+
+    def _training(self, setting: Setting, dataset: str, student: str, seed: int) -> StageSpec:
+        from ..train.pipelines import get
+
+        try:
+            needs = get(setting.kind).needs
+        except KeyError as error:
+            raise UserError(f"config.yaml: pipelines.{setting.pipeline}.kind: {error.args[0]}") from None
+        consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
+        if needs:
+            consumes.append(self._teacher_artifact(needs, dataset, setting).as_input(needs))
+        params: dict[str, Any] = {
+            "model": self.model(student),
+            "teacher": self.model(self.config.teacher.model) if needs else None,
+            "pipeline": {
+                "kind": setting.kind,
+                "alpha": setting.alpha,
+                "temperature": setting.temperature,
+                "options": setting.options,
+            },
+            "training": setting.training,
+        }
+        group = digest([params, sorted(i.version for i in consumes)])
+        labels = {
+            "role": "student",
+            "teacher": self.config.teacher.model,
+            "dataset": dataset,
+            "pipeline": setting.pipeline,
+            "student": student,
+            "hyperparameters": setting.hyperparameters,
+            "seed": seed,
+            "group": group,
+        }
+        name = f"{dataset}-{setting.tag}-{student}-s{seed}"
+        params["seed"] = seed
+        return self._stage(
+            "student_training", name, "student_training", params, tuple(consumes), labels=labels, seed=seed
+        )
+
+    def _evaluation(self, suite: str, training: StageSpec) -> StageSpec:
+        from ..config.evaluation import NEEDS_TEACHER
+
+        params = {"model": {"source": "trained"}, **self._suite(suite)}
+        dataset = training.labels["dataset"]
+        consumes = [training.as_input("model"), self._data(dataset).as_input("data")]
+        if any(benchmark["kind"] in NEEDS_TEACHER for benchmark in params["benchmarks"].values()):
+            consumes.append(self._teacher_evaluation(suite).as_input("teacher_evaluation"))
+        labels = {**training.labels, "suite": suite, "run": training.version}
+        name = f"{suite}-{training.name}"
+        return self._stage("evaluation", name, "evaluation", params, tuple(consumes), labels=labels, seed=training.seed)

@@ -1,0 +1,120 @@
+"""The unit of work: one stage with its parameters, what it reads, its version and its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION_LENGTH = 12
+
+
+def canonical(value: Any) -> Any:
+    """JSON value with null-valued keys left out and keys sorted.
+
+    Leaving nulls out lets a later release add an optional field (default null) without changing old versions.
+    Integral floats become integers, so that ``1`` and ``1.0`` in YAML are one parameter.
+    """
+    if isinstance(value, dict):
+        return {str(key): canonical(value[key]) for key in sorted(value, key=str) if value[key] is not None}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def digest(value: Any, length: int = VERSION_LENGTH) -> str:
+    """Short SHA-256 of a value's canonical JSON."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact that a stage reads. ``hashed`` says whether it decides the reader's version."""
+
+    role: str
+    stage: str
+    name: str
+    version: str
+    root: str
+    hashed: bool = True
+
+    @property
+    def folder(self) -> str:
+        return f"{self.root}/{self.stage}/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One measured stage, fully resolved."""
+
+    stage: str
+    name: str
+    version: str
+    recipe: int
+    params: dict[str, Any]
+    consumes: tuple[Input, ...] = ()
+    labels: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    root: str = "results"
+    energy: dict[str, Any] = field(default_factory=dict)  # how to measure; never part of the version
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.stage, self.name, self.version
+
+    @property
+    def folder(self) -> str:
+        return f"{self.root}/{self.stage}/{self.name}/{self.version}"
+
+    @property
+    def attempts(self) -> str:
+        return f"{self.root}/attempts/{self.stage}/{self.name}/{self.version}"
+
+    @property
+    def sidecar(self) -> str:
+        return f"{self.folder}/energy.json"
+
+    def as_input(self, role: str, hashed: bool = True) -> Input:
+        """This artifact as something another stage reads."""
+        return Input(role, self.stage, self.name, self.version, self.root, hashed)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping, as handed to a job."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "StageSpec":
+        data = dict(data)
+        data["consumes"] = tuple(Input(**item) for item in data.get("consumes", ()))
+        return cls(**data)
+
+
+def make_spec(
+    stage: str,
+    name: str,
+    recipe: int,
+    params: dict[str, Any],
+    consumes: tuple[Input, ...] = (),
+    **rest: Any,
+) -> StageSpec:
+    """Build a spec; its version hashes the parameters, the recipe and the versions of what it reads."""
+    identity = {
+        "stage": stage,
+        "recipe": recipe,
+        "params": params,
+        "consumes": sorted([i.role, i.stage, i.version] for i in consumes if i.hashed),
+    }
+    return StageSpec(stage, name, digest(identity), recipe, params, consumes, **rest)
+
+
+def folder_of(spec: StageSpec, role: str) -> Path:
+    """Folder of the artifact that ``spec`` reads as ``role``. Raises KeyError if there is none."""
+    for item in spec.consumes:
+        if item.role == role:
+            return Path(item.folder)
+    raise KeyError(role)

@@ -1,0 +1,61 @@
+"""A pipeline's settings, expanded over its sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..config.schema import Config
+from ..config.training import Pipeline, Training
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination of a pipeline's hyperparameters."""
+
+    pipeline: str
+    kind: str
+    alpha: float | None
+    temperature: float | None
+    max_new_tokens: int | None
+    options: dict[str, Any]
+    training: dict[str, Any]
+    hyperparameters: dict[str, Any]  # what tells this combination from others, for people
+    swept: bool
+
+    @property
+    def tag(self) -> str:
+        """Readable part of a name: the pipeline, and the swept values if there are any."""
+        return self.pipeline + "".join(f"-{key}{value}" for key, value in self.hyperparameters.items() if self.swept)
+
+
+def settings(name: str, pipeline: Pipeline, config: Config) -> Iterator[Setting]:
+    """Every combination of a pipeline's sweep, in the order of the configuration."""
+    keys = list(pipeline.sweep)
+    for values in itertools.product(*(pipeline.sweep[key] for key in keys)):
+        chosen = dict(zip(keys, values, strict=True))
+        base = config.training.model_dump()
+        base.update(pipeline.training)
+        base.update({key: value for key, value in chosen.items() if key in Training.model_fields})
+        try:
+            training = Training.model_validate(base).model_dump(mode="json")
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise UserError(f"config.yaml: pipelines.{name}: {where}: {problem['msg']}") from None
+        own = {key: chosen.get(key, getattr(pipeline, key)) for key in ("alpha", "temperature", "max_new_tokens")}
+        shown = {key: value for key, value in own.items() if value is not None} | chosen
+        yield Setting(
+            pipeline=name,
+            kind=pipeline.kind,
+            options=dict(pipeline.options),
+            training=training,
+            hyperparameters=shown,
+            swept=bool(keys),
+            **own,
+        )

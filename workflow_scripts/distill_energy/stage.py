@@ -1,0 +1,219 @@
+"""What every rule's script does around its own work: lock, meter, run, sidecar."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .plan.spec import StageSpec
+from .store import atomic
+from .store import sidecar as schema
+from .store.artifact import damage, produced
+from .store.lock import artifact_lock
+
+
+@dataclass
+class StageContext:
+    """What a stage's ``main`` gets (see docs/architecture.md)."""
+
+    spec: StageSpec
+    inputs: dict[str, Path]
+    out: Path
+    work: Path
+    meter: Any
+    log: Callable[[str], None]
+
+
+def run_stage(job: Any, main: Callable[[StageContext], dict | None]) -> None:
+    """Entry of a rule's script: ``job`` is Snakemake's ``snakemake`` object with the spec among its params."""
+    spec = StageSpec.from_json(job.params.spec)
+    with _logging(job.log[0] if job.log else None):
+        try:
+            execute(spec, main)
+        except UserError as error:
+            print(f"error: {spec.stage}/{spec.name}: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> schema.Sidecar:
+    """Run one stage under the meter and commit its artifact. Raises what ``main`` raises, the attempt recorded."""
+    out, attempts = Path(spec.folder), Path(spec.attempts)
+    with artifact_lock(attempts, _say):
+        restored = _restore(spec, out, attempts)
+        if restored is not None:
+            return restored
+        out.mkdir(parents=True, exist_ok=True)
+        work = attempts / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        inputs = _checked_inputs(spec)
+        meter = _meter(spec, attempts, inputs)
+        with meter:
+            context = StageContext(spec, inputs, out, work, meter, _say)
+            results = main(context) or {}
+        record = _sidecar(spec, out, attempts, results)
+        meter.write_power(out / schema.POWER_NAME)
+        text = schema.dump(record)
+        # The copy beside the attempts survives Snakemake's removal of a rule's outputs before it runs again.
+        atomic.write_text(attempts / schema.SIDECAR_NAME, text)
+        atomic.write_text(out / schema.SIDECAR_NAME, text)
+        _register(spec, record)
+        shutil.rmtree(work, ignore_errors=True)
+        return record
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _restore(spec: StageSpec, out: Path, attempts: Path) -> schema.Sidecar | None:
+    """The committed sidecar of this very version, if its files are whole: measured work is never done twice."""
+    path = attempts / schema.SIDECAR_NAME
+    if not path.exists():
+        return None
+    record = schema.read(path)
+    problem = damage(out, record)
+    if problem is None and not (out / schema.POWER_NAME).exists():
+        problem = _restore_power(spec, out, attempts)
+    if problem is not None:
+        _say(f"making the artifact again: {problem}")
+        return None
+    _say(f"the artifact is whole already; its sidecar is restored (to measure again, remove {out} and {attempts})")
+    atomic.write_text(out / schema.SIDECAR_NAME, schema.dump(record))
+    return record
+
+
+def _restore_power(spec: StageSpec, out: Path, attempts: Path) -> str | None:
+    from .energy import write_power
+
+    write_power(attempts, out / schema.POWER_NAME)
+    return None
+
+
+def _checked_inputs(spec: StageSpec) -> dict[str, Path]:
+    """Folder of each input; its sidecar must be there and its files of the right size."""
+    inputs = {}
+    for item in spec.consumes:
+        folder = Path(item.folder)
+        record = schema.read(folder / schema.SIDECAR_NAME)
+        for file in record.produces:
+            path = folder / file.path
+            size = path.stat().st_size if path.is_file() else None
+            if size != file.bytes:
+                found = "missing" if size is None else f"{size} bytes"
+                raise UserError(f"{path}: {found}, its sidecar says {file.bytes} bytes; remove {folder} to remake it")
+        inputs[item.role] = folder
+    return inputs
+
+
+def _meter(spec: StageSpec, attempts: Path, inputs: dict[str, Path]) -> Any:
+    from .energy import IdleBaseline, Meter, MeterConfig
+
+    settings = spec.energy
+    config = MeterConfig(interval_s=settings["interval_s"], jitter=settings["jitter"], cpu=settings["cpu"])
+    idle = IdleBaseline.read(inputs["prerun"] / "idle.parquet") if "prerun" in inputs else None
+    identity = {"stage": spec.stage, "name": spec.name, "version": spec.version}
+    return Meter(attempts_dir=attempts, config=config, identity=identity, idle=idle)
+
+
+def _sidecar(spec: StageSpec, out: Path, attempts: Path, results: dict[str, Any]) -> schema.Sidecar:
+    from .energy import attempts_of, co2e, fold_attempts
+    from .energy.host import describe_hardware, describe_software
+
+    tries = attempts_of(attempts)
+    energy, quality, tokens = fold_attempts(tries)
+    grid = spec.energy["grid"]
+    return schema.Sidecar(
+        stage=spec.stage,
+        name=spec.name,
+        version=spec.version,
+        recipe=spec.recipe,
+        params=spec.params,
+        labels=spec.labels,
+        consumes=[schema.Consumed(role=i.role, stage=i.stage, name=i.name, version=i.version) for i in spec.consumes],
+        produces=produced(out),
+        attempts=tries,
+        energy=energy,
+        quality=quality,
+        tokens=tokens,
+        j_per_token=per_token(energy.gross_j, energy.reason, tokens),
+        co2e=co2e(
+            energy.gross_j,
+            pue=spec.energy["pue"],
+            country=grid["country"],
+            region=grid["region"],
+            intensity=grid["g_per_kwh"],
+            intensity_source=grid["source"],
+        ),
+        hardware=describe_hardware(),
+        software=describe_software(),
+        seed=spec.seed,
+        results=results,
+        created_utc=dt.datetime.now(dt.UTC).isoformat(),
+    )
+
+
+def per_token(gross_j: float | None, reason: str | None, tokens: schema.Tokens) -> schema.PerToken:
+    """J/token over the kind of token that the stage is about: generated, else processed.
+
+    All attempts' joules are divided by all attempts' tokens, so that a stage that was killed and resumed stays
+    comparable with one that was not.
+    """
+    for kind in ("generated", "processed"):
+        count = getattr(tokens, kind)
+        if count:
+            if gross_j is None:
+                return schema.PerToken(divides_by=kind, reason=reason or "the energy is unknown")
+            return schema.PerToken(value=gross_j / count, divides_by=kind)
+    return schema.PerToken(reason="the stage counts no tokens")
+
+
+def _register(spec: StageSpec, record: schema.Sidecar) -> None:
+    """Tell a teacher store outside this workflow's results of its consumer."""
+    from .store.teacher_store import register
+
+    stores = {i.root for i in spec.consumes if i.stage in schema.TEACHER_STAGES and i.root != spec.root}
+    if spec.stage == "student_training":
+        for store in stores:
+            register(store, record)
+
+
+@contextlib.contextmanager
+def _logging(path: str | None):
+    """Copy what the stage prints to the job's log; the terminal still sees it."""
+    if path is None:
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8", buffering=1) as handle:
+        tee = _Tee(sys.stderr, handle)
+        with contextlib.redirect_stderr(tee):
+            yield
+
+
+class _Tee:
+    """Writes to two streams; only the first is asked whether it is a terminal."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.first, self.second = first, second
+
+    def write(self, text: str) -> int:
+        self.first.write(text)
+        return self.second.write(text)
+
+    def flush(self) -> None:
+        self.first.flush()
+        self.second.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.first, name)

@@ -1,0 +1,32 @@
+"""A teacher store: a folder outside ``results/`` that several workflows share.
+
+Teacher artifacts live there as they would under ``results/``. A run that consumed one leaves a copy of its sidecar
+under ``consumers/``, so that every workflow counts the reuse of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import atomic
+from .sidecar import TEACHER_STAGES, Sidecar, dump
+
+
+def register(store: str | Path, sidecar: Sidecar) -> list[Path]:
+    """Leave a copy of a consumer's sidecar at each teacher artifact it read. Idempotent."""
+    written = []
+    for item in sidecar.consumes:
+        if item.stage not in TEACHER_STAGES:
+            continue
+        folder = Path(store) / "consumers" / item.stage / item.name / item.version
+        # The first attempt tells two workflows apart that trained the same run, each at its own cost.
+        path = folder / f"{sidecar.version}-{sidecar.attempts[0].id}.json"
+        atomic.write_text(path, dump(sidecar))
+        written.append(path)
+    return written
+
+
+def consumers(store: str | Path) -> Iterator[Path]:
+    """Sidecar copies of every registered consumer."""
+    yield from sorted((Path(store) / "consumers").glob("*/*/*/*.json"))
