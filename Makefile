@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make pareto` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+REQUIREMENTS ?= envs/requirements-cpu.txt
+CONFIG ?= config.yaml
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup pareto all report forecast paper test test-slurm test-vllm test-gpu lint format bench clean-env
+
+help: ## what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED) ## make the virtual environment with pinned packages
+
+$(INSTALLED): $(REQUIREMENTS) envs/requirements-nodeps.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-nodeps.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+pareto: $(INSTALLED) ## the main job: energy against quality, everything counted
+	$(BIN)/snakemake --cores all results/pareto.pdf
+
+all: $(INSTALLED) ## every figure, table and the report
+	$(BIN)/snakemake --cores all
+
+test: $(INSTALLED) ## the tests
+	$(BIN)/python -m pytest
+
+test-slurm: $(INSTALLED) ## the tests on a SLURM that they start themselves (root, Debian's packages)
+	$(BIN)/python -m pytest -m slurm tests/slurm
+
+test-gpu: $(INSTALLED) ## the tests that need a CUDA GPU
+	$(BIN)/python -m pytest tests/gpu
+
+lint: $(INSTALLED) ## ruff, snakefmt, snakemake --lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+format: $(INSTALLED) ## format Python and Snakemake files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+clean-env: ## remove the virtual environment
+	rm -rf $(VENV)

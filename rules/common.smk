@@ -1,0 +1,55 @@
+"""The plan, and what every measured rule shares."""
+
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(workflow.basedir) / "workflow_scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from distill_energy.config import parse_config  # noqa: E402
+from distill_energy.errors import UserError  # noqa: E402
+from distill_energy.plan import build_plan  # noqa: E402
+
+# One measured stage at a time on a host: two on one device would share its joules. Set here and not only in a
+# profile, since --resources on the command line replaces a profile's. Local, since each host has its own meter.
+workflow.global_resources.setdefault("meter", 1)
+
+
+resource_scopes:
+    meter="local",
+    gpu="local",
+
+
+wildcard_constraints:
+    name=r"[^/]+",
+    version=r"[0-9a-f]{12}",
+
+
+try:
+    settings = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
+    plan = build_plan(settings)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+TEACHER_ROOT = settings.teacher_store or "results"
+
+
+def artifact(root, stage):
+    """Outputs of a measured rule: the sidecar, which commits the artifact, and the power trace."""
+    folder = f"{root}/{stage}/{{name}}/{{version}}"
+    return {"sidecar": f"{folder}/energy.json", "power": f"{folder}/power.parquet"}
+
+
+def spec(stage):
+    """Params function: the stage's resolved spec as JSON."""
+    return lambda wildcards: plan.spec(stage, wildcards.name, wildcards.version).to_json()
+
+
+def consumed(stage):
+    """Input function: the sidecars of what the stage reads. Identity is in their paths, so their times don't count."""
+
+    def sidecars(wildcards):
+        node = plan.spec(stage, wildcards.name, wildcards.version)
+        return [ancient(f"{item.folder}/energy.json") for item in node.consumes]
+
+    return sidecars

@@ -1,0 +1,37 @@
+"""Models converted to a plain folder; data sets made or loaded, templated, tokenised, labelled."""
+
+
+rule preprocess_model:
+    input:
+        consumed("preprocess"),
+    output:
+        **artifact("results", "preprocess"),
+    wildcard_constraints:
+        name="model-[^/]+",
+    params:
+        spec=spec("preprocess"),
+    log:
+        "logs/preprocess/{name}/{version}.log",
+    threads: workflow.cores or 1
+    resources:
+        meter=1,
+    script:
+        "../workflow_scripts/preprocess_model.py"
+
+
+rule preprocess_data:
+    input:
+        consumed("preprocess"),
+    output:
+        **artifact("results", "preprocess"),
+    wildcard_constraints:
+        name="data-[^/]+",
+    params:
+        spec=spec("preprocess"),
+    log:
+        "logs/preprocess/{name}/{version}.log",
+    threads: workflow.cores or 1
+    resources:
+        meter=1,
+    script:
+        "../workflow_scripts/preprocess_data.py"

@@ -1,0 +1,17 @@
+"""What this host draws when idle and reaches under load; is it the right host?"""
+
+
+rule prerun:
+    input:
+        consumed("prerun"),
+    output:
+        **artifact("results", "prerun"),
+    params:
+        spec=spec("prerun"),
+    log:
+        "logs/prerun/{name}/{version}.log",
+    threads: workflow.cores or 1
+    resources:
+        meter=1,
+    script:
+        "../workflow_scripts/prerun.py"

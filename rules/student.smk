@@ -1,0 +1,17 @@
+"""Students: one rule and one loop for every pipeline."""
+
+
+rule student_training:
+    input:
+        consumed("student_training"),
+    output:
+        **artifact("results", "student_training"),
+    params:
+        spec=spec("student_training"),
+    log:
+        "logs/student_training/{name}/{version}.log",
+    threads: workflow.cores or 1
+    resources:
+        meter=1,
+    script:
+        "../workflow_scripts/student_training.py"

@@ -1,0 +1,33 @@
+"""The teacher's artifacts: made once, reused by every student."""
+
+
+rule teacher_logits:
+    input:
+        consumed("teacher_logits"),
+    output:
+        **artifact(TEACHER_ROOT, "teacher_logits"),
+    params:
+        spec=spec("teacher_logits"),
+    log:
+        "logs/teacher_logits/{name}/{version}.log",
+    threads: workflow.cores or 1
+    resources:
+        meter=1,
+    script:
+        "../workflow_scripts/teacher_logits.py"
+
+
+rule teacher_generation:
+    input:
+        consumed("teacher_generation"),
+    output:
+        **artifact(TEACHER_ROOT, "teacher_generation"),
+    params:
+        spec=spec("teacher_generation"),
+    log:
+        "logs/teacher_generation/{name}/{version}.log",
+    threads: workflow.cores or 1
+    resources:
+        meter=1,
+    script:
+        "../workflow_scripts/teacher_generation.py"
