@@ -1,6 +1,7 @@
 """Rule teacher_generation: see ``distill_energy.teacher.generation``."""
 
-from distill_energy.stage import run_stage
 from distill_energy.teacher.generation import main
+
+from distill_energy.stage import run_stage
 
 run_stage(snakemake, main)  # noqa: F821
