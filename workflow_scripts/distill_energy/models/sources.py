@@ -1,0 +1,160 @@
+"""Model sources: a specification from the configuration becomes a model, a tokenizer, or a parameter count.
+
+Specifications are the dicts of ``config/sources.py`` with references resolved. Local sources never touch the network.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .count import parameter_count
+from .gguf import find_gguf
+
+__all__ = ["find_gguf", "load_model", "load_tokenizer", "model_dtype", "parameter_count", "quiet", "stop_ids"]
+
+NEEDS_PREPARED = ("gguf", "trained")
+
+
+def quiet() -> None:
+    """Keep transformers' advice and progress bars out of the job's log; its errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def bf16_is_fast(device: str | None = None) -> bool:
+    """Whether bfloat16 is native: on CUDA always, on a CPU where oneDNN says so (else it is emulated and slower)."""
+    import torch
+
+    if (device or "").startswith("cuda") or (device is None and torch.cuda.is_available()):
+        return True
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def model_dtype(dtype: str = "auto", device: str | None = None):
+    """The torch dtype for ``auto``, ``float32`` or ``bfloat16``."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        dtype = "bfloat16" if bf16_is_fast(device) else "float32"
+    if dtype not in known:
+        raise UserError(f"dtype {dtype!r} is not one of auto, float32, bfloat16")
+    return known[dtype]
+
+
+def default_device() -> str:
+    """``cuda`` where there is a GPU, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def folder_of(spec: dict[str, Any], inputs: dict[str, Path]) -> tuple[str, dict[str, Any]]:
+    """What ``from_pretrained`` is given for a hub, folder, GGUF or trained model: (name or path, keyword arguments)."""
+    source = spec["source"]
+    if source == "hub":
+        kwargs: dict[str, Any] = {"revision": spec["revision"]} if spec.get("revision") else {}
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            kwargs["local_files_only"] = True
+        return spec["id"], kwargs
+    if source == "folder":
+        path = Path(spec["path"]).expanduser()
+    elif source in NEEDS_PREPARED:
+        if "model" not in inputs:
+            raise UserError(f"a {source} model needs its prepared folder (input 'model')")
+        path = Path(inputs["model"]) / "model"
+    else:
+        raise UserError(f"model source {source!r} is not one of hub, folder, gguf, pruned, random, trained")
+    if not (path / "config.json").is_file():
+        raise UserError(f"model folder {path}: no config.json")
+    return str(path), {"local_files_only": True}
+
+
+def load_model(
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    dtype: str = "auto",
+    device: str | None = None,
+    for_training: bool = False,
+):
+    """Load a causal language model on ``device`` (default: the GPU if there is one).
+
+    ``device="auto"`` spreads a model over all GPUs (``device_map``). Returned in eval mode, or in training mode with
+    the KV cache off if ``for_training``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    torch_dtype = model_dtype(dtype, device if device != "auto" else None)
+    spread = device == "auto"
+    target = default_device() if device in (None, "auto") else device
+    if spec["source"] == "random":
+        from .tiny import tiny_model
+
+        model = tiny_model(spec).to(torch_dtype)
+    elif spec["source"] == "pruned":
+        from .pruned import prune
+
+        # Pruned before it is moved, so that the accelerator never holds the layers that go.
+        model = load_model(spec["of"], inputs, dtype=dtype, device="cpu" if not spread else "auto")
+        model = prune(model, spec["layers"], spec.get("keep", "ends")).to(torch_dtype)
+    else:
+        name, kwargs = folder_of(spec, inputs)
+        if spread and target == "cuda":
+            kwargs["device_map"] = "auto"
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **kwargs)
+        except OSError as error:
+            raise UserError(f"model {name}: cannot be loaded ({error})") from error
+    if not (spread and target == "cuda"):
+        model = model.to(target)
+    if for_training:
+        model.config.use_cache = False
+        return model.train()
+    return model.eval()
+
+
+def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
+    """Load the tokenizer, with a chat template and a pad token. Padding side is the caller's to set."""
+    from transformers import AutoTokenizer
+
+    quiet()
+    if spec["source"] == "pruned":
+        return load_tokenizer(spec["of"], inputs)
+    if spec["source"] == "random":
+        from .tiny import tiny_tokenizer
+
+        return tiny_tokenizer(spec.get("vocabulary", 384))
+    name, kwargs = folder_of(spec, inputs)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer of {name}: cannot be loaded ({error})") from error
+    if not tokenizer.chat_template:
+        raise UserError(f"tokenizer of {name}: has no chat template")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"tokenizer of {name}: has neither a pad token nor an end-of-sequence token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def stop_ids(model, tokenizer) -> list[int]:
+    """Token ids that end a response: the tokenizer's end-of-sequence token and the generation config's."""
+    found: list[int] = []
+    config = getattr(model, "generation_config", None)
+    for value in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
+        values = value if isinstance(value, list | tuple) else [value]
+        found += [int(v) for v in values if v is not None and int(v) not in found]
+    if not found:
+        raise UserError("the tokenizer has no end-of-sequence token: responses would never end")
+    return found
