@@ -18,10 +18,10 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")
 class Grid(Section):
     """Carbon intensity: a country (ISO 3166 alpha-3) with CodeCarbon's table, or a number with its source."""
 
-    country: str | None = None
-    region: str | None = None
-    g_per_kwh: float | None = Field(None, ge=0)
-    source: str | None = None
+    country: str | None = Field(None, description="ISO 3166 alpha-3, such as FRA")
+    region: str | None = Field(None, description="region of the country, where the table has one")
+    g_per_kwh: float | None = Field(None, ge=0, description="a number instead of a country")
+    source: str | None = Field(None, description="where the number is from")
 
     @model_validator(mode="after")
     def _number_has_source(self) -> "Grid":
@@ -41,25 +41,35 @@ class ExpectHardware(Section):
 class EnergyConfig(Section):
     """How energy is measured."""
 
-    interval_s: float = Field(0.5, ge=0.05, le=10)
-    jitter: float = Field(0.0, ge=0, le=0.5)
-    cpu: Literal["auto", "rapl", "codecarbon", "off"] = "auto"
-    pue: float = Field(1.0, ge=1)
+    interval_s: float = Field(0.5, ge=0.05, le=10, description="sampling interval, seconds")
+    jitter: float = Field(0.0, ge=0, le=0.5, description="random share of the interval, against aliasing")
+    cpu: Literal["auto", "rapl", "codecarbon", "off"] = Field(
+        "auto", description="auto: RAPL where it is readable, else CodeCarbon's estimate"
+    )
+    pue: float = Field(1.0, ge=1, description="power usage effectiveness of the site; enters CO2e only")
     grid: Grid = Field(default_factory=Grid)
-    expect: ExpectHardware | None = None
+    expect: ExpectHardware | None = Field(None, description="asserted by prerun")
 
 
 class Prerun(Section):
+    """The idle baseline and the host's efficiency, measured before anything else."""
+
     idle_seconds: float = Field(10, gt=0)
-    calibration_seconds: float = Field(4, ge=0)
+    calibration_seconds: float = Field(4, ge=0, description="matrix products for the forecast; 0: none")
 
 
 class Accounting(Section):
-    baseline: str = "sft"  # the pipeline that N* compares with
-    inference_reference: str = "baseline"  # baseline | teacher | a student's name
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    bootstrap: int = Field(2000, ge=100)
-    drop_unusable_benchmarks: bool = False
+    """How joules become an answer."""
+
+    baseline: str = Field("sft", description="the pipeline that N* compares with")
+    inference_reference: str = Field(
+        "baseline", description="whose J/token T* compares with: `baseline` (same size), `teacher`, or a student"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
+    bootstrap: int = Field(2000, ge=100, description="resamples")
+    drop_unusable_benchmarks: bool = Field(
+        False, description="leave a benchmark out of Q, by name, where the teacher is not above chance (else Q is null)"
+    )
 
 
 class Config(Section):
@@ -76,7 +86,9 @@ class Config(Section):
     training: Training
     evaluation: Evaluation
     accounting: Accounting = Field(default_factory=Accounting)
-    teacher_store: str | None = None  # folder outside results/ where teacher artifacts live and consumers register
+    teacher_store: str | None = Field(
+        None, description="folder outside results/ in which teacher artifacts live and their consumers register"
+    )
 
     @field_validator("models", "datasets", "pipelines")
     @classmethod
