@@ -1,0 +1,232 @@
+"""Quality Q = mean over benchmarks of score_i / score_teacher, with a bootstrap over items and seeds.
+
+A benchmark that failed or is absent makes Q null and is named. A benchmark on which the teacher is not above chance is
+``unusable``: its ratio means nothing, so Q is null unless the configuration drops such benchmarks by name. Q may exceed 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Z_ABOVE_CHANCE = 1.645  # one-sided 95 %
+
+
+@dataclass(frozen=True)
+class Score:
+    """One benchmark's result of one model. ``items``: item id → score, where the artifact has them."""
+
+    benchmark: str
+    score: float | None
+    stderr: float | None = None
+    chance: float | None = None
+    n: int | None = None
+    status: str = "ok"
+    reason: str | None = None
+    items: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Q of a group of runs. ``low``/``high`` None: no interval, for ``reason``. ``by_benchmark``: mean ratio of each."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    reason: str | None = None
+    dropped: tuple[str, ...] = ()
+    by_benchmark: Mapping[str, float] = field(default_factory=dict)
+    per_seed: tuple[float | None, ...] = ()
+    items_low: float | None = None  # one seed: the spread over items alone
+    items_high: float | None = None
+    replicates: Any = field(default=None, repr=False, compare=False)  # bootstrap draws of Q, shape (draws,)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read().to_pylist()
+
+
+def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
+    """Scores of an evaluation artifact by benchmark. A missing or unreadable file gives an empty mapping."""
+    folder = Path(folder)
+    try:
+        rows = _read(folder / "scores.parquet")
+    except Exception:
+        return {}
+    by_item: dict[str, dict[str, float]] = {}
+    if items:
+        try:
+            for row in _read(folder / "items.parquet"):
+                if row.get("score") is not None:
+                    by_item.setdefault(row["benchmark"], {})[str(row["item_id"])] = float(row["score"])
+        except Exception:
+            by_item = {}
+    return {
+        row["benchmark"]: Score(
+            row["benchmark"],
+            row.get("score"),
+            row.get("stderr"),
+            row.get("chance"),
+            row.get("n"),
+            row.get("status") or "ok",
+            row.get("reason"),
+            by_item.get(row["benchmark"]),
+        )
+        for row in rows
+    }
+
+
+def above_chance(score: Score) -> bool:
+    """Whether a teacher's score stands above chance (and above zero), by one-sided 95 % where it has an error."""
+    if score.score is None:
+        return False
+    margin = Z_ABOVE_CHANCE * (score.stderr or 0.0)
+    return score.score > 0 and score.score - margin > (score.chance or 0.0)
+
+
+def usable_benchmarks(
+    teacher: Mapping[str, Score], expected: Sequence[str] | None, drop_unusable: bool
+) -> tuple[list[str], list[str], str | None]:
+    """(benchmarks of Q, those dropped by rule, why Q is null). ``expected`` None: every benchmark of the teacher."""
+    names = list(expected) if expected is not None else sorted(teacher)
+    if not names:
+        return [], [], "no benchmark was evaluated"
+    used, dropped = [], []
+    for name in names:
+        score = teacher.get(name)
+        if score is None:
+            return [], dropped, f"the teacher has no result on {name}"
+        if score.status == "failed" or (score.score is None and score.status == "ok"):
+            return [], dropped, f"{name} failed for the teacher ({score.reason or 'no reason given'})"
+        if score.status == "unusable" or not above_chance(score):
+            if not drop_unusable:
+                return [], dropped, f"{name} is unusable: the teacher is not above chance on it"
+            dropped.append(name)
+        else:
+            used.append(name)
+    return (used, dropped, None) if used else ([], dropped, "no benchmark on which the teacher is above chance")
+
+
+def quality_of(
+    runs: Sequence[Mapping[str, Score]],
+    teacher: Mapping[str, Score],
+    *,
+    expected: Sequence[str] | None = None,
+    drop_unusable: bool = False,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    salt: str = "",
+) -> Quality:
+    """Q over the seeds of a group.
+
+    ``runs``: by seed, the scores of one student. Benchmarks weigh the same. The bootstrap draws seeds (deviations widened
+    by √(n/(n−1))) and, within each benchmark, items: the same items for the teacher and every seed, so that an item's
+    difficulty cancels. A benchmark without item scores is drawn from a normal with its standard error. The items drawn
+    depend on ``seed`` and the benchmark alone, so that the replicates of two groups are paired; ``salt`` (the group's
+    name) parts what belongs to a group.
+    """
+    used, dropped, why = usable_benchmarks(teacher, expected, drop_unusable)
+    if why:
+        return Quality(None, seeds=len(runs), reason=why, dropped=tuple(dropped))
+    if not runs:
+        return Quality(None, reason="no evaluation of this student", dropped=tuple(dropped))
+    for run in runs:
+        for name in used:
+            score = run.get(name)
+            if score is None:
+                return Quality(None, seeds=len(runs), reason=f"{name} is missing", dropped=tuple(dropped))
+            if score.score is None or score.status == "failed":
+                reason = f"{name} failed ({score.reason or 'no reason given'})"
+                return Quality(None, seeds=len(runs), reason=reason, dropped=tuple(dropped))
+    ratios = {name: [run[name].score / teacher[name].score for run in runs] for name in used}
+    per_seed = tuple(math.fsum(r[i] for r in ratios.values()) / len(used) for i in range(len(runs)))
+    value = math.fsum(per_seed) / len(per_seed)
+    by_benchmark = {name: math.fsum(r) / len(r) for name, r in ratios.items()}
+    replicates, spread_known = _replicates(runs, teacher, used, draws, seed, salt)
+    low, high = _limits(replicates, confidence)
+    common = {
+        "seeds": len(runs),
+        "dropped": tuple(dropped),
+        "by_benchmark": by_benchmark,
+        "per_seed": per_seed,
+        "replicates": replicates,
+    }
+    if len(runs) == 1:
+        inner = (low, high) if spread_known else (None, None)
+        return Quality(value, reason="one seed gives no interval", items_low=inner[0], items_high=inner[1], **common)
+    reason = None if spread_known else "seeds only: an evaluation has neither item scores nor a standard error"
+    return Quality(value, low, high, reason=reason, **common)
+
+
+def _limits(replicates, confidence: float) -> tuple[float, float]:
+    import numpy as np
+
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def difference(one: Quality, other: Quality, confidence: float) -> tuple[float | None, float | None, float | None]:
+    """ΔQ = Q(one) − Q(other) with its interval from paired replicates: (value, low, high)."""
+    if one.value is None or other.value is None:
+        return None, None, None
+    value = one.value - other.value
+    if one.low is None or other.low is None:
+        return value, None, None
+    return value, *_limits(one.replicates - other.replicates, confidence)
+
+
+def _generator(seed: int, *names: str):
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.sha256("\x00".join((str(seed), *names)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def _replicates(runs, teacher, used, draws: int, seed: int, salt: str):
+    """Bootstrap replicates of Q, shape (draws,), and whether every benchmark had items or a standard error."""
+    import numpy as np
+
+    n = len(runs)
+    total = np.zeros((draws, n))
+    known = True
+    for name in used:
+        models = [teacher[name], *(run[name] for run in runs)]
+        drawn, ok = _drawn_scores(models, draws, _generator(seed, name), _generator(seed, name, salt))
+        known &= ok
+        # A teacher's replicate near zero would explode the ratio; such a benchmark was refused as unusable above.
+        total += drawn[:, 1:] / np.maximum(drawn[:, :1], 1e-9)
+    per_run = total / len(used)
+    if n == 1:
+        return per_run[:, 0], known
+    picks = _generator(seed, "seeds", salt).integers(0, n, size=(draws, n))
+    centre = per_run.mean(axis=1, keepdims=True)
+    widened = centre + (per_run - centre) * math.sqrt(n / (n - 1))
+    return np.take_along_axis(widened, picks, axis=1).mean(axis=1), known
+
+
+def _drawn_scores(models: Sequence[Score], draws: int, shared_rng, own_rng):
+    """Replicated scores of one benchmark, shape (draws, models; the teacher first), centred on the reported scores."""
+    import numpy as np
+
+    reported = np.array([m.score for m in models])
+    if all(m.items for m in models):
+        items = sorted(models[0].items)
+        if len(items) >= 2 and all(m.items.keys() == models[0].items.keys() for m in models):
+            table = np.array([[m.items[i] for i in items] for m in models])  # models × items
+            counts = shared_rng.multinomial(len(items), np.full(len(items), 1 / len(items)), size=draws)
+            means = counts @ table.T / len(items)
+            return reported + (means - table.mean(axis=1)), True
+    errors = np.array([m.stderr if m.stderr is not None else 0.0 for m in models])
+    known = all(m.stderr is not None for m in models)
+    noise = np.column_stack([shared_rng.standard_normal(draws), own_rng.standard_normal((draws, len(models) - 1))])
+    return reported + noise * errors, known
