@@ -1,0 +1,1 @@
+"""Template families of the generated instruction set. Each lists training templates and held-out ones."""
