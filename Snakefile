@@ -16,7 +16,6 @@ if not workflow.overwrite_configfiles:
     configfile: "config.yaml"
 
 
-
 include: "rules/common.smk"
 include: "rules/prerun.smk"
 include: "rules/preprocess.smk"

@@ -26,7 +26,9 @@ wildcard_constraints:
 
 
 try:
-    settings = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
+    settings = parse_config(
+        config, ", ".join(map(str, workflow.configfiles)) or "config"
+    )
     plan = build_plan(settings)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -42,7 +44,9 @@ def artifact(root, stage):
 
 def spec(stage):
     """Params function: the stage's resolved spec as JSON."""
-    return lambda wildcards: plan.spec(stage, wildcards.name, wildcards.version).to_json()
+    return lambda wildcards: plan.spec(
+        stage, wildcards.name, wildcards.version
+    ).to_json()
 
 
 def consumed(stage):

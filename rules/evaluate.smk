@@ -6,12 +6,12 @@ rule evaluation:
         consumed("evaluation"),
     output:
         **artifact("results", "evaluation"),
-    params:
-        spec=spec("evaluation"),
     log:
         "logs/evaluation/{name}/{version}.log",
     threads: workflow.cores or 1
     resources:
         meter=1,
+    params:
+        spec=spec("evaluation"),
     script:
         "../workflow_scripts/evaluation.py"

@@ -6,15 +6,15 @@ rule preprocess_model:
         consumed("preprocess"),
     output:
         **artifact("results", "preprocess"),
-    wildcard_constraints:
-        name="model-[^/]+",
-    params:
-        spec=spec("preprocess"),
     log:
         "logs/preprocess/{name}/{version}.log",
+    wildcard_constraints:
+        name="model-[^/]+",
     threads: workflow.cores or 1
     resources:
         meter=1,
+    params:
+        spec=spec("preprocess"),
     script:
         "../workflow_scripts/preprocess_model.py"
 
@@ -24,14 +24,14 @@ rule preprocess_data:
         consumed("preprocess"),
     output:
         **artifact("results", "preprocess"),
-    wildcard_constraints:
-        name="data-[^/]+",
-    params:
-        spec=spec("preprocess"),
     log:
         "logs/preprocess/{name}/{version}.log",
+    wildcard_constraints:
+        name="data-[^/]+",
     threads: workflow.cores or 1
     resources:
         meter=1,
+    params:
+        spec=spec("preprocess"),
     script:
         "../workflow_scripts/preprocess_data.py"

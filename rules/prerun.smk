@@ -6,12 +6,12 @@ rule prerun:
         consumed("prerun"),
     output:
         **artifact("results", "prerun"),
-    params:
-        spec=spec("prerun"),
     log:
         "logs/prerun/{name}/{version}.log",
     threads: workflow.cores or 1
     resources:
         meter=1,
+    params:
+        spec=spec("prerun"),
     script:
         "../workflow_scripts/prerun.py"

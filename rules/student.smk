@@ -6,12 +6,12 @@ rule student_training:
         consumed("student_training"),
     output:
         **artifact("results", "student_training"),
-    params:
-        spec=spec("student_training"),
     log:
         "logs/student_training/{name}/{version}.log",
     threads: workflow.cores or 1
     resources:
         meter=1,
+    params:
+        spec=spec("student_training"),
     script:
         "../workflow_scripts/student_training.py"

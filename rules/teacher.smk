@@ -6,13 +6,13 @@ rule teacher_logits:
         consumed("teacher_logits"),
     output:
         **artifact(TEACHER_ROOT, "teacher_logits"),
-    params:
-        spec=spec("teacher_logits"),
     log:
         "logs/teacher_logits/{name}/{version}.log",
     threads: workflow.cores or 1
     resources:
         meter=1,
+    params:
+        spec=spec("teacher_logits"),
     script:
         "../workflow_scripts/teacher_logits.py"
 
@@ -22,12 +22,12 @@ rule teacher_generation:
         consumed("teacher_generation"),
     output:
         **artifact(TEACHER_ROOT, "teacher_generation"),
-    params:
-        spec=spec("teacher_generation"),
     log:
         "logs/teacher_generation/{name}/{version}.log",
     threads: workflow.cores or 1
     resources:
         meter=1,
+    params:
+        spec=spec("teacher_generation"),
     script:
         "../workflow_scripts/teacher_generation.py"

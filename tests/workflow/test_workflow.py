@@ -59,7 +59,7 @@ def test_reuse_count_is_read_from_sidecars(finished):
                     consumers.setdefault(item.stage, set()).add(record.version)
     for pipeline, stage in (("kd", "teacher_logits"), ("synthetic", "teacher_generation")):
         rows = summary[summary.pipeline == pipeline]
-        assert set(rows.reuse_n) == {len(consumers[stage])}
+        assert set(rows.n_reuse) == {len(consumers[stage])}
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_two_workflows_share_a_teacher_store_and_count_each_others_reuse(clone, 
     other.run("results/summary.parquet")
     summary = pq.read_table(other.folder / "results" / "summary.parquet").to_pandas()
     # Seed 0 was trained before there was a store and lies in both folders; seeds 1 and 2 registered themselves.
-    assert set(summary[summary.pipeline == "kd"].reuse_n) == {3}
+    assert set(summary[summary.pipeline == "kd"].n_reuse) == {3}

@@ -7,7 +7,7 @@ import datetime as dt
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,18 @@ class StageContext:
 def run_stage(job: Any, main: Callable[[StageContext], dict | None]) -> None:
     """Entry of a rule's script: ``job`` is Snakemake's ``snakemake`` object with the spec among its params."""
     spec = StageSpec.from_json(job.params.spec)
+    with logged(job, f"{spec.stage}/{spec.name}"):
+        execute(spec, main)
+
+
+@contextlib.contextmanager
+def logged(job: Any, name: str | None = None) -> Iterator[Callable[[str], None]]:
+    """Copy a script's stderr to its rule's log; a UserError ends it in one line, anything else with its traceback."""
     with _logging(job.log[0] if job.log else None):
         try:
-            execute(spec, main)
+            yield _say
         except UserError as error:
-            print(f"error: {spec.stage}/{spec.name}: {error}", file=sys.stderr, flush=True)
+            print(f"error: {name or job.rule}: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
         except Exception:
             traceback.print_exc()

@@ -1,0 +1,50 @@
+"""From sidecars to the answer: the ledger, N* from real reuse counts, figures and the page."""
+
+FIGURES = ["pareto", "stage_breakdown", "amortization"]
+
+
+rule aggregate:
+    input:
+        sidecars=plan.sidecars,
+        config=workflow.configfiles,
+    output:
+        ledger="results/ledger.parquet",
+        summary="results/summary.parquet",
+        csv="results/summary.csv",
+    log:
+        "logs/aggregate.log",
+    params:
+        current=[list(key) for key in plan.nodes],
+        labels={"/".join(key): node.labels for key, node in plan.nodes.items()},
+        config=settings.model_dump(mode="json"),
+        roots=[settings.teacher_store] if settings.teacher_store else [],
+    script:
+        "../workflow_scripts/aggregate.py"
+
+
+rule figure:
+    input:
+        ledger="results/ledger.parquet",
+        summary="results/summary.parquet",
+    output:
+        pdf="results/{figure}.pdf",
+        png="results/{figure}.png",
+    log:
+        "logs/figure-{figure}.log",
+    wildcard_constraints:
+        figure="|".join(FIGURES),
+    script:
+        "../workflow_scripts/figure.py"
+
+
+rule report:
+    input:
+        ledger="results/ledger.parquet",
+        summary="results/summary.parquet",
+        figures=expand("results/{figure}.png", figure=FIGURES),
+    output:
+        "results/report.html",
+    log:
+        "logs/report.log",
+    script:
+        "../workflow_scripts/report.py"
