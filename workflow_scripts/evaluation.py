@@ -1,7 +1,6 @@
 """Rule evaluation: see ``distill_energy.evaluate.stage``."""
 
 from distill_energy.evaluate.stage import main
-
 from distill_energy.stage import run_stage
 
 run_stage(snakemake, main)  # noqa: F821
