@@ -13,7 +13,6 @@ As a program: ``python tests/slurm/cluster.py up|down|status [--root DIR] [--acc
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
 import json
 import os
@@ -24,9 +23,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from slurm_processes import MARK, ClusterError, die_with_parent, end, kill_quietly, marked, reap, wait_until
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server", "mariadb-client")
@@ -37,10 +37,6 @@ MARK = (
 )
 NAME = "distilltest"
 LOCK = Path("/tmp/distill-energy-slurm.lock")
-
-
-class ClusterError(RuntimeError):
-    """The cluster cannot be had on this machine, or it did not come up; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +174,10 @@ class Cluster:
                 time.sleep(0.5)
         self._lock = lock
         conf = ETC / "slurm.conf"
+        if conf.is_symlink():
+            other = Path(os.readlink(conf)).parent
+            if marked(str(other)):
+                raise ClusterError(f"a test cluster is up at {other}: `cluster.py down --root {other}` stops it")
         if conf.exists() and f"ClusterName={NAME}" not in conf.read_text():
             raise ClusterError(f"{conf} belongs to another SLURM; it is left alone")
 
@@ -378,66 +378,6 @@ def install(packages: tuple[str, ...]) -> None:
 def _installed(package: str) -> bool:
     done = subprocess.run(["dpkg-query", "-W", "-f", "${Status}", package], capture_output=True, text=True)
     return done.stdout.endswith("ok installed")
-
-
-def die_with_parent() -> None:
-    """Linux: SIGKILL this child when its parent's thread ends, so that no daemon outlives a killed test run."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def wait_until(ready: Callable[[], object], seconds: float, what: str, detail: Callable[[], str] = str) -> None:
-    """Poll ``ready`` each 0.1 s; an exception counts as not ready. Raises ClusterError after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if ready():
-                return
-        except (ClusterError, IndexError):
-            pass
-        if time.monotonic() > deadline:
-            raise ClusterError(f"{what}: not there after {seconds:g} s\n{detail()}")
-        time.sleep(0.1)
-
-
-def marked(root: str, node: str | None = None) -> list[int]:
-    """Pids of the processes whose environment carries the cluster's mark (and, if given, the node's name)."""
-    wanted = f"{MARK}={root}".encode()
-    names = {f"{MARK}_NODE={node}".encode(), f"SLURMD_NODENAME={node}".encode()}
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = set((folder / "environ").read_bytes().split(b"\0"))
-        except OSError:
-            continue
-        if wanted in variables and (node is None or names & variables):
-            found.append(int(folder.name))
-    return found
-
-
-def end(pid: int, grace: float = 5) -> None:
-    """SIGTERM, then SIGKILL after ``grace`` seconds."""
-    if grace:
-        kill_quietly(pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while time.monotonic() < deadline and not reap(pid):
-            time.sleep(0.05)
-    kill_quietly(pid)
-    reap(pid)
-
-
-def kill_quietly(pid: int, number: int = signal.SIGKILL) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def reap(pid: int) -> bool:
-    """True if the process is gone; collects it if it was our child."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return not Path(f"/proc/{pid}").exists()
 
 
 def main() -> int:
