@@ -120,7 +120,8 @@ def main(
     plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
     log=print,
 ) -> None:
-    """Write ``out["ledger"]``, ``out["summary"]`` and ``out["csv"]`` from the sidecars under ``results_root`` and ``roots``
+    """Write ``out["ledger"]``, ``out["summary"]`` and ``out["csv"]`` from the sidecars under ``results_root`` and
+    ``roots``
     (such as a teacher store). ``config`` is the validated configuration as a plain mapping."""
     rows, summary, problems = answer([results_root, *roots], current=current, config=config, plan_labels=plan_labels)
     for problem in problems:
@@ -129,5 +130,3 @@ def main(
     write_parquet(out["summary"], summary_table(summary, Options.from_config(config)))
     write_summary_csv(out["csv"], summary)
     log(f"{len(rows)} executions, {len(summary)} summary rows, {len(problems)} problems")
-
-

@@ -120,7 +120,8 @@ def t_star(
 ) -> BreakEven:
     """T*: tokens to serve until the student's extra energy is repaid by cheaper inference.
 
-    ``extra_j``: by seed, the energy spent on the student beyond the reference's (may be negative). J/token by seed, both
+    ``extra_j``: by seed, the energy spent on the student beyond the reference's (may be negative). J/token by seed,
+    both
     measured. *immediate*: the student costs no more and serves for less.
     """
     if not _known(extra_j):

@@ -229,7 +229,11 @@ def _check(sidecar: Sidecar, key: Key, origin: str) -> None:
         value = getattr(energy, field)
         if value is not None and (not math.isfinite(value) or value < 0):
             raise UserError(f"{origin}: energy.{field} = {value}: joules are finite and not negative")
-    if energy.gross_j is not None and energy.wasted_gross_j is not None and energy.wasted_gross_j > energy.gross_j * 1.001:
+    if (
+        energy.gross_j is not None
+        and energy.wasted_gross_j is not None
+        and energy.wasted_gross_j > energy.gross_j * 1.001
+    ):
         raise UserError(f"{origin}: energy.wasted_gross_j {energy.wasted_gross_j} exceeds gross_j {energy.gross_j}")
     parts = total(energy.components)[0]
     if energy.gross_j is not None and parts is not None and abs(parts - energy.gross_j) > 1e-3 * max(parts, 1.0):
@@ -270,7 +274,9 @@ def _orphans(root: Path, known: set[Key], labels: Mapping[str, Mapping]) -> Iter
         row = _orphan_row(key, attempts, str(folder), labels.get(name, {}))
         outcomes = ", ".join(sorted({a.outcome for a in attempts}))
         spent = "an unknown energy" if row["total_j"] is None else f"{row['total_j']:.0f} J"
-        message = f"{name}: {len(attempts)} attempt(s) ({outcomes}) spent {spent} without an artifact: counted as wasted"
+        message = (
+            f"{name}: {len(attempts)} attempt(s) ({outcomes}) spent {spent} without an artifact: counted as wasted"
+        )
         yield row, Problem(str(folder), "orphan", message)
 
 
@@ -350,7 +356,9 @@ def collect_rows(
             same = _same_record(first, row)
             what = "the same record as" if same else "another execution of the artifact of"
             spent = "" if same else f"; its {_joules(row['total_j'])} are outside every figure"
-            problems.append(Problem(path, "duplicate", f"{path}: {what} {first['path']}; only the first is used{spent}"))
+            problems.append(
+                Problem(path, "duplicate", f"{path}: {what} {first['path']}; only the first is used{spent}")
+            )
             row["status"] = "duplicate"
             row["flags"] = [*row["flags"], "duplicate"]
             extra.append(row)
@@ -422,7 +430,8 @@ def collect(
 ):
     """The ledger as a pandas DataFrame with the columns of ``COLUMNS``, and the list of :class:`Problem`.
 
-    ``roots``: result folders, the teacher store among them. ``plan_labels``: "stage/name/version" → labels, for attempts
+    ``roots``: result folders, the teacher store among them. ``plan_labels``: "stage/name/version" → labels, for
+    attempts
     that never wrote a sidecar. ``current``: (stage, name, version) of the configuration at hand.
     """
     rows, problems = collect_rows(roots, plan_labels)

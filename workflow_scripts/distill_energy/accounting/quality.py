@@ -1,7 +1,8 @@
 """Quality Q = mean over benchmarks of score_i / score_teacher, with a bootstrap over items and seeds.
 
 A benchmark that failed or is absent makes Q null and is named. A benchmark on which the teacher is not above chance is
-``unusable``: its ratio means nothing, so Q is null unless the configuration drops such benchmarks by name. Q may exceed 1.
+``unusable``: its ratio means nothing, so Q is null unless the configuration drops such benchmarks by name. Q may
+exceed 1.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Quality:
-    """Q of a group of runs. ``low``/``high`` None: no interval, for ``reason``. ``by_benchmark``: mean ratio of each."""
+    """Q of a group of runs. ``low``/``high`` None: no interval, for ``reason``. ``by_benchmark``: mean ratio of
+    each."""
 
     value: float | None
     low: float | None = None
@@ -126,7 +128,8 @@ def quality_of(
 ) -> Quality:
     """Q over the seeds of a group.
 
-    ``runs``: by seed, the scores of one student. Benchmarks weigh the same. The bootstrap draws seeds (deviations widened
+    ``runs``: by seed, the scores of one student. Benchmarks weigh the same. The bootstrap draws seeds (deviations
+    widened
     by √(n/(n−1))) and, within each benchmark, items: the same items for the teacher and every seed, so that an item's
     difficulty cancels. A benchmark without item scores is drawn from a normal with its standard error. The items drawn
     depend on ``seed`` and the benchmark alone, so that the replicates of two groups are paired; ``salt`` (the group's

@@ -27,7 +27,7 @@ class Run:
     evaluation: float | None
     reuse: int | None  # the smallest N of its teacher artifacts; None without a teacher artifact
     evaluations: list[Row] = field(default_factory=list)
-    members: list[Row] = field(default_factory=list)  # every execution counted in the one-off total, itself included
+    parts: dict[str, list[Row]] = field(default_factory=dict)  # part of E_total → the executions counted in it
     unknown: list[str] = field(default_factory=list)
 
     def total(self, view: str) -> float | None:
@@ -35,6 +35,16 @@ class Run:
         teacher = {"oneoff": self.teacher, "amortised": self.teacher_share, "marginal": 0.0}[view]
         parts = (self.prerun, self.preprocess, teacher, self.student, self.evaluation)
         return None if any(p is None for p in parts) else math.fsum(parts)
+
+    @property
+    def members(self) -> list[Row]:
+        """Every execution counted in the one-off total."""
+        return [row for rows in self.parts.values() for row in rows]
+
+    def part(self, name: str, column: str) -> float | None:
+        """Σ of a ledger column over the executions of a part of E_total; None if one is unknown or the part is."""
+        values = [row[column] for row in self.parts[name]]
+        return None if getattr(self, name) is None or any(v is None for v in values) else math.fsum(values)
 
     @property
     def training(self) -> float | None:
@@ -103,8 +113,24 @@ def _run(row, accepted, provenance: Provenance, preruns, evaluations, suites) ->
         what = ", ".join(str(s) for s in lacking) or "every suite"
         unknown.append(f"{'/'.join(key)}: not evaluated on {what}")
         evaluation = None
-    counted = [*own_preruns, *sorted(k for k in closure if k[0] != "prerun")]
-    members = [accepted[k] for k in counted if k in accepted]
     reuse = min((n for _, n in shares), default=None)
-    return Run(row, prerun, preprocess, teacher, share, student, evaluation, reuse, evaluations,
-               [*members, row, *evaluations], unknown)
+    found = {
+        "prerun": own_preruns,
+        "preprocess": stages["preprocess"],
+        "teacher": teachers,
+        "student": [key, *other],
+        "evaluation": [key_of(r) for r in evaluations],
+    }
+    return Run(
+        row=row,
+        prerun=prerun,
+        preprocess=preprocess,
+        teacher=teacher,
+        teacher_share=share,
+        student=student,
+        evaluation=evaluation,
+        reuse=reuse,
+        evaluations=evaluations,
+        parts={part: [accepted[k] for k in keys if k in accepted] for part, keys in found.items()},
+        unknown=unknown,
+    )

@@ -88,7 +88,8 @@ def _teachers(rows: Sequence[Row]) -> dict[str | None, tuple[dict[str, quality.S
 
 def summarise(rows: Sequence[Row], options: Options | None = None) -> list[dict[str, Any]]:
     """Summary rows of the current runs in ``rows`` (plain ledger dicts, see ``ledger.records``), best-known order:
-    by teacher, data set, student and pipeline, the baseline first. Energies in kWh, unknown ones None with ``e_reason``.
+    by teacher, data set, student and pipeline, the baseline first. Energies in kWh, unknown ones None with
+    ``e_reason``.
     """
     options = options or Options()
     source = provenance(rows)
@@ -160,9 +161,12 @@ def _row(group: Group, groups, teachers, rows, source: Provenance, options: Opti
         "baseline_group": base.name if base else None,
         "seeds": len(runs),
         "seed_list": [r.row["seed"] for r in runs],
+        "confidence": options.confidence,
     }
     for part in STAGE_PARTS:
         _put(row, f"e_{part}", mean_interval([getattr(r, part) for r in runs], options.confidence))
+        for what in ("idle", "wasted"):
+            row[f"e_{part}_{what}_kwh"] = kwh(mean_interval([r.part(part, f"{what}_j") for r in runs]).value)
     for view in VIEWS:
         _put(row, f"e_{view}", mean_interval([r.total(view) for r in runs], options.confidence))
     row["e_reason"] = "; ".join(sorted({u for r in runs for u in r.unknown})) or None
@@ -268,8 +272,9 @@ def _excess(group: Group, base: Group | None) -> float | None:
     """(E_teacher/N + E_student) / E_student_baseline − 1 at the real N: the same terms as N*."""
     if base is None:
         return None
-    ours = mean_interval([None if r.teacher_share is None or r.student is None else r.teacher_share + r.student
-                          for r in group.runs]).value
+    ours = mean_interval(
+        [None if r.teacher_share is None or r.student is None else r.teacher_share + r.student for r in group.runs]
+    ).value
     theirs = mean_interval([r.student for r in base.runs]).value
     return None if ours is None or not theirs else ours / theirs - 1
 

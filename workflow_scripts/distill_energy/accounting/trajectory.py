@@ -26,7 +26,8 @@ class Trajectory:
 
 
 def read_trajectory(folder: str | Path) -> Trajectory | None:
-    """The evaluation points of ``trajectory.parquet`` (step, tokens, joules, …, eval_loss); None without joules or losses."""
+    """The evaluation points of ``trajectory.parquet`` (step, tokens, joules, …, eval_loss); None without joules or
+    losses."""
     import pyarrow.parquet as pq
 
     try:

@@ -1,0 +1,116 @@
+"""The commands of ``python -m distill_energy``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The argument parser; each command sets ``run``."""
+    parser = argparse.ArgumentParser(prog="python -m distill_energy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    summary = commands.add_parser("summary", help="read results without Snakemake: the answer in words and a table")
+    summary.add_argument("roots", nargs="+", type=Path, help="results folders (and a teacher store)")
+    summary.add_argument(
+        "--config", type=Path, help="the config.yaml of the run (baseline, benchmarks of Q, confidence)"
+    )
+    summary.add_argument("--current", type=Path, help="JSON list of [stage, name, version] to restrict the answer to")
+    summary.add_argument("--csv", action="store_true", help="print the whole summary as CSV")
+    summary.set_defaults(run=run_summary)
+
+    replay = commands.add_parser("replay", help="the published stage table through the same accounting")
+    replay.add_argument("table", type=Path, help="configs/paper_table.yaml")
+    replay.add_argument("out", type=Path, help="folder for figures and tables, such as results/paper")
+    replay.set_defaults(run=run_replay)
+    return parser
+
+
+def _config(path: Path | None) -> dict | None:
+    if path is None:
+        return None
+    from ..config.load import load_config
+
+    return load_config(path).model_dump()
+
+
+def run_summary(options: argparse.Namespace) -> int:
+    """Print one sentence a group, the energies and Q as a table, and the problems found."""
+    from ..accounting.aggregate import answer
+
+    for root in options.roots:
+        if not root.is_dir():
+            raise UserError(f"{root}: is not a folder of results")
+    rows, summary, problems = answer(options.roots, current=options.current, config=_config(options.config))
+    if not rows:
+        raise UserError(f"{options.roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
+    if options.csv:
+        import csv
+        import sys
+
+        writer = csv.DictWriter(sys.stdout, list(summary[0]) if summary else ["group"])
+        writer.writeheader()
+        writer.writerows(summary)
+        return 0
+    for line in text_answer(rows, summary, problems):
+        print(line)
+    return 0
+
+
+def text_answer(rows, summary, problems) -> list[str]:
+    """The answer as lines of text."""
+    from .sentences import energy, sentence, serving
+    from .style import number
+
+    lines = [sentence(row, summary) for row in summary]
+    lines += [text for row in summary if (text := serving(row))]
+    header = ("group", "seeds", "E one-off", "amortised", "marginal", "Q", "N", "N*", "front")
+    table = [header]
+    for row in summary:
+        star = number(row["n_star"]) if row["n_star"] is not None else row["n_star_status"]
+        table.append(
+            (
+                row["label"],
+                str(row["seeds"]),
+                *(energy(row[f"e_{v}_kwh"]) if row[f"e_{v}_kwh"] is not None else "unknown" for v in _VIEWS),
+                "unknown" if row["q"] is None else f"{row['q']:.3f}",
+                "–" if row["n_reuse"] is None else str(row["n_reuse"]),
+                "–" if row["is_baseline"] else star,
+                {True: "yes", False: "dominated", None: "–"}[row["on_front_oneoff"]],
+            )
+        )
+    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+    lines += ["", *("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table)]
+    known = [r["total_j"] for r in rows if r["status"] != "duplicate"]
+    spent = sum(v for v in known if v is not None) / 3.6e6
+    unknown = sum(v is None for v in known)
+    lines += [
+        "",
+        f"{len(known)} executions spent {energy(spent)}" + (f" and {unknown} an unknown energy" if unknown else ""),
+    ]
+    if problems:
+        lines += ["", f"{len(problems)} problem(s):", *(f"  {p.kind}: {p.message}" for p in problems)]
+    return lines
+
+
+_VIEWS = ("oneoff", "amortised", "marginal")
+
+
+def run_replay(options: argparse.Namespace) -> int:
+    """Write the published table's figures and the comparison."""
+    from .paper import write_paper
+
+    for row in write_paper(options.table, options.out):
+        mark = {True: "agrees", False: "DIFFERS", None: "no value"}[row["agrees"]]
+        ours = "–" if row["ours"] is None else f"{row['ours']:.2f}"
+        cells = (
+            row["quantity"].ljust(32),
+            row["pipeline"].ljust(10),
+            row["student"].ljust(4),
+            row["published"].ljust(26),
+        )
+        print(*cells, ours.rjust(7), mark)
+    return 0

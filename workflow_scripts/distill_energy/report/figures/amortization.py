@@ -1,0 +1,162 @@
+"""Training energy per student against the reuse count N, with N* and the real N marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...accounting.labels import pipeline_name
+from .. import style
+
+
+def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path, columns: int = 3) -> None:
+    """Write the amortisation figure: a panel a student. The curve is E_teacher/N + E_student, the line the baseline's
+    E_student: the terms of N*, so that they cross at N*."""
+    panels = _panels(summary)
+    if not panels:
+        style.nothing(
+            "No pipeline reuses a teacher artifact beside a baseline of the same student and data set.", pdf, png
+        )
+        return
+    plt = style.pyplot()
+    columns = min(columns, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    width = style.WIDTH if columns > 1 else 4.6
+    figure, grid = plt.subplots(lines, columns, figsize=(width, 2.75 * lines + 0.3), squeeze=False, sharex=True)
+    every = [r["pipeline"] for r in summary]
+    values = [r["e_student_kwh"] + r["e_teacher_kwh"] for p in panels for r in p[2]]
+    factor, unit = style.energy_unit(values)
+    limit = _limit(panels)
+    for index, (title, base, rows) in enumerate(panels):
+        axes = grid[index // columns][index % columns]
+        _panel(axes, base, rows, every, factor, limit)
+        axes.set_title(title)
+        if index % columns == 0:
+            axes.set_ylabel(f"Training energy per student,\nteacher's share included ({unit})")
+        axes.set_xlabel("Reuse count N" if columns > 2 else "Reuse count N of the teacher's artifact")
+        axes.xaxis.set_tick_params(labelbottom=True)
+    for index in range(len(panels), lines * columns):
+        grid[index // columns][index % columns].axis("off")
+    _legend(figure, panels, every)
+    figure.tight_layout(w_pad=1.2)
+    style.save(figure, pdf, png)
+
+
+def _panels(summary) -> list[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
+    by_group = {r["group"]: r for r in summary}
+    panels: dict[str, list] = {}
+    for row in summary:
+        base = by_group.get(row["baseline_group"])
+        energies = (row["e_teacher_kwh"], row["e_student_kwh"], base and base["e_student_kwh"])
+        if base is None or base is row or row["n_reuse"] is None or any(e is None for e in energies):
+            continue
+        panels.setdefault(base["group"], []).append(row)
+    many = len({by_group[g]["dataset"] for g in panels}) > 1
+    titles = {g: f"{by_group[g]['student']}" + (f" · {by_group[g]['dataset']}" if many else "") for g in panels}
+    return [(titles[g], by_group[g], rows) for g, rows in panels.items()]
+
+
+def _limit(panels) -> float:
+    wanted = [r["n_star"] for p in panels for r in p[2] if r["n_star"]] + [r["n_reuse"] for p in panels for r in p[2]]
+    return min(max(10.0, 2.2 * max(wanted)), 2000.0)
+
+
+def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
+    import numpy as np
+
+    counts = np.geomspace(1, limit, 200)
+    colour, _ = style.pipeline_style(base["pipeline"], every)
+    level = base["e_student_kwh"] * factor
+    axes.axhline(level, color=colour, lw=1.4, zorder=2)
+    _band(axes, [1, limit], [base["e_student_low_kwh"]] * 2, [base["e_student_high_kwh"]] * 2, colour, factor)
+    lines = []
+    for row in rows:
+        colour, marker = style.pipeline_style(row["pipeline"], every)
+        energies = (row["e_teacher_kwh"] / counts + row["e_student_kwh"]) * factor
+        axes.plot(counts, energies, color=colour, lw=1.5, zorder=3, ls=["-", "--", ":", "-."][len(lines) % 4])
+        if row["e_student_low_kwh"] is not None:
+            share = row["e_teacher_kwh"] / counts
+            _band(axes, counts, share + row["e_student_low_kwh"], share + row["e_student_high_kwh"], colour, factor)
+        here = (row["e_teacher_kwh"] / row["n_reuse"] + row["e_student_kwh"]) * factor
+        axes.plot(row["n_reuse"], here, marker, color=colour, ms=6.5, mec="white", mew=0.8, zorder=5, clip_on=False)
+        if row["n_star"] and row["n_star"] <= limit:
+            axes.plot([row["n_star"]] * 2, [0, level], color=colour, lw=0.8, ls=(0, (2, 2)), zorder=2)
+            axes.plot(row["n_star"], level, "x", color=colour, ms=6.5, mew=1.8, zorder=6)
+        lines.append((row, style.darker(colour), _verdict(row)))
+    axes.set_xscale("log")
+    axes.set_xlim(1, limit)
+    tops = [(r["e_teacher_kwh"] + r["e_student_kwh"]) * factor for r in rows]
+    axes.set_ylim(0, max([*tops, level]) * (1.06 + 0.05 * len(rows)))
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#eeeeee", lw=0.5)
+    for index, (_, shade, text) in enumerate(lines):
+        axes.text(
+            0.98,
+            0.97 - 0.09 * index,
+            text,
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            fontsize=7.2,
+            color=shade,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
+            zorder=7,
+        )
+
+
+def _band(axes, counts, low, high, colour, factor) -> None:
+    import numpy as np
+
+    if low[0] is None:
+        return
+    axes.fill_between(
+        counts,
+        np.maximum(np.asarray(low, float), 0) * factor,
+        np.asarray(high, float) * factor,
+        color=colour,
+        alpha=0.15,
+        lw=0,
+        zorder=1,
+    )
+
+
+def _verdict(row) -> str:
+    name = pipeline_name(row["pipeline"]) + _setting(row)
+    if row["n_star_status"] == "never":
+        return f"{name}: never"
+    if row["n_star_status"] == "undecided":
+        return f"{name}: undecided" + (f" (N* ≈ {style.number(row['n_star'])})" if row["n_star"] else "")
+    if row["n_star_status"] != "finite":
+        return f"{name}: unknown"
+    text = f"{name}: N* = {style.number(row['n_star'])}"
+    if row["n_star_low"] is not None and row["n_star_high"] is not None:
+        return f"{text} [{style.number(row['n_star_low'], 2)}, {style.number(row['n_star_high'], 2)}]"
+    return text + " (one seed)"
+
+
+def _setting(row) -> str:
+    label = row["label"]
+    return " " + label[label.index("(") :] if "(" in label else ""
+
+
+def _legend(figure, panels, every) -> None:
+    from matplotlib.lines import Line2D
+
+    base = panels[0][1]
+    colour, _ = style.pipeline_style(base["pipeline"], every)
+    handles = [Line2D([], [], color=colour, lw=1.4, label=f"{pipeline_name(base['pipeline'])} (baseline)")]
+    for pipeline in dict.fromkeys(r["pipeline"] for p in panels for r in p[2]):
+        colour, marker = style.pipeline_style(pipeline, every)
+        handles.append(
+            Line2D([], [], color=colour, lw=1.5, marker=marker, ms=6, label=f"{pipeline_name(pipeline)}, at its real N")
+        )
+    handles.append(Line2D([], [], color="#555555", marker="x", ls="none", mew=1.8, ms=6.5, label="break-even N*"))
+    figure.legend(
+        handles=handles, loc="lower center", ncol=len(handles), bbox_to_anchor=(0.5, 0.985), columnspacing=1.6
+    )

@@ -1,0 +1,130 @@
+"""Energy against quality, in three views: one-off, amortised at the real N, marginal."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...accounting.labels import pipeline_name
+from .. import style
+
+VIEWS = {
+    "oneoff": "One-off: the teacher counted whole",
+    "amortised": "Amortised: teacher ÷ real N",
+    "marginal": "Marginal: the teacher free",
+}
+
+
+def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path) -> None:
+    """Write the Pareto figure. Hollow markers are dominated; points without energy or Q are named below."""
+    plt = style.pyplot()
+    drawn = [r for r in summary if r["q"] is not None and any(r[f"e_{v}_kwh"] is not None for v in VIEWS)]
+    if not drawn:
+        reasons = sorted({r["q_reason"] or r["e_reason"] or "unknown" for r in summary}) or ["there is no run"]
+        style.nothing(f"No point has both an energy and a quality: {'; '.join(reasons)}", pdf, png)
+        return
+    figure = plt.figure(figsize=(style.WIDTH, 6.4))
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.3, 1], hspace=0.36, wspace=0.12)
+    main = figure.add_subplot(grid[0, :])
+    panels = {
+        "oneoff": main,
+        "amortised": figure.add_subplot(grid[1, 0], sharey=main),
+        "marginal": figure.add_subplot(grid[1, 1], sharey=main),
+    }
+    panels["marginal"].tick_params(labelleft=False)
+    factor, unit = style.energy_unit([r[f"e_{v}_kwh"] for r in drawn for v in VIEWS])
+    every = [r["pipeline"] for r in summary]
+    placing = {}
+    for view, axes in panels.items():
+        placing[axes] = _panel(axes, view, drawn, factor, every)
+        axes.set_title(VIEWS[view])
+        axes.set_xlabel(f"Energy per student ({unit})")
+        if view != "marginal":
+            axes.set_ylabel("Quality Q (1 = the teacher)")
+    for axes, (labels, lines) in placing.items():  # the limits are final now
+        style.place_labels(axes, labels, lines=lines)
+    _legend(figure, main, drawn, every)
+    _notes(figure, summary)
+    style.save(figure, pdf, png)
+
+
+def _panel(axes, view: str, rows, factor: float, every) -> tuple[list, list]:
+    """Draw one view; returns the labels to place and the lines that they should not cross."""
+    labels, lines = [], []
+    points = [r for r in rows if r[f"e_{view}_kwh"] is not None]
+    for row in points:
+        colour, marker = style.pipeline_style(row["pipeline"], every)
+        x, y = row[f"e_{view}_kwh"] * factor, row["q"]
+        low, high = row[f"e_{view}_low_kwh"], row[f"e_{view}_high_kwh"]
+        xerr = None if low is None else [[x - max(low, 0) * factor], [high * factor - x]]
+        yerr = None if row["q_low"] is None else [[max(y - row["q_low"], 0)], [max(row["q_high"] - y, 0)]]
+        if yerr:
+            lines.append([(x, y - yerr[0][0]), (x, y + yerr[1][0])])
+        on_front = row[f"on_front_{view}"]
+        if xerr or yerr:
+            axes.errorbar(
+                x, y, yerr, xerr, fmt="none", ecolor=colour, elinewidth=0.8, capsize=1.5, alpha=0.45, zorder=2
+            )
+        axes.plot(x, y, marker, ms=6.5, mfc=colour if on_front else "white", mec=colour, mew=1.3, zorder=4, ls="none")
+        labels.append((x, y, _text(row, rows), style.darker(colour)))
+    front = sorted((r[f"e_{view}_kwh"] * factor, r["q"]) for r in points if r[f"on_front_{view}"])
+    if len(front) > 1 and len({(r["teacher"], r["dataset"]) for r in points}) == 1:
+        corners = [c for (x0, y0), (x1, y1) in itertools.pairwise(front) for c in ((x0, y0), (x1, y0), (x1, y1))]
+        lines.append(corners)
+        axes.step(*zip(*front, strict=True), where="post", color="#777777", lw=0.9, ls=(0, (4, 2)), zorder=1)
+    axes.grid(color="#e8e8e8", lw=0.5)
+    values = [p[0] for p in labels]
+    if values and min(values) > 0 and max(values) / min(values) > 30:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+        if values:
+            axes.set_xlim(right=max(max(values) * 1.18, axes.get_xlim()[1]))
+    return labels, lines
+
+
+def _text(row, rows) -> str:
+    """The label without the pipeline, which colour and marker show."""
+    name = pipeline_name(row["pipeline"])
+    return row["label"].removeprefix(name + " ")
+
+
+def _legend(figure, main, rows, every) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for pipeline in dict.fromkeys(every):
+        colour, marker = style.pipeline_style(pipeline, every)
+        handles.append(Line2D([], [], marker=marker, color=colour, ls="none", ms=6.5, label=pipeline_name(pipeline)))
+    handles.append(Line2D([], [], marker="o", mec="#555555", mfc="#555555", ls="none", ms=6, label="on the front"))
+    handles.append(Line2D([], [], marker="o", mec="#555555", mfc="white", mew=1.3, ls="none", ms=6, label="dominated"))
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        ncol=len(handles),
+        bbox_to_anchor=(0.5, 0.965),
+        handletextpad=0.2,
+        columnspacing=1.4,
+    )
+
+
+def _notes(figure, summary) -> None:
+    """What a reader must know of what is drawn: intervals, and points left out by name."""
+    notes = []
+    if any(r["q_low"] is not None for r in summary):
+        level = next(r["confidence"] for r in summary if r["q_low"] is not None)
+        notes.append(
+            f"Bars: {100 * level:.3g} % intervals over seeds (energy: Student's t; Q: bootstrap over items and seeds)."
+        )
+    if any(r["seeds"] == 1 for r in summary):
+        notes.append("One seed has no interval.")
+    reuse = sorted({r["n_reuse"] for r in summary if r["n_reuse"] is not None})
+    if reuse:
+        notes.append("Real N: " + " to ".join(str(n) for n in dict.fromkeys((reuse[0], reuse[-1]))) + ".")
+    missing = [r for r in summary if r["q"] is None or r["e_oneoff_kwh"] is None]
+    for row in missing:
+        why = row["q_reason"] if row["q"] is None else row["e_reason"]
+        notes.append(f"Not shown: {row['label']} ({why}).")
+    style.footnote(figure, " ".join(notes))

@@ -1,0 +1,41 @@
+"""``results/paper/``: the published table's figures and N* table, ours and theirs side by side."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+FILES = (
+    "pareto.pdf",
+    "pareto.png",
+    "stage_breakdown.pdf",
+    "stage_breakdown.png",
+    "amortization.pdf",
+    "amortization.png",
+    "comparison.csv",
+    "summary.csv",
+)
+
+
+def write_paper(table: str | Path, out: str | Path) -> list[dict[str, Any]]:
+    """Write ``FILES`` into ``out`` from the published table and return the comparison rows."""
+    import csv
+
+    from ..accounting.aggregate import write_summary_csv
+    from ..accounting.paper import replay
+    from ..store.atomic import replacing
+    from .figures import amortization, pareto, stage_breakdown
+
+    out = Path(out)
+    with tempfile.TemporaryDirectory() as work:
+        _, summary, comparison = replay(table, work)
+    for module in (pareto, stage_breakdown, amortization):
+        name = module.__name__.rpartition(".")[2]
+        module.draw(summary, out / f"{name}.pdf", out / f"{name}.png")
+    write_summary_csv(out / "summary.csv", summary)
+    with replacing(out / "comparison.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(comparison[0]) if comparison else ["quantity"])
+        writer.writeheader()
+        writer.writerows(comparison)
+    return comparison

@@ -1,0 +1,127 @@
+"""The answer in words: one sentence for each pipeline and student, from a summary row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..accounting.breakeven import whole_reuses
+from ..accounting.labels import pipeline_name
+from .style import number
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    pipeline = pipeline_name(row["pipeline"])
+    rest = row["label"].removeprefix(f"{pipeline} {row['student']}")
+    return f"{pipeline} for the {row['student']} student{rest}"
+
+
+def _range(row: Mapping[str, Any]) -> str:
+    if row["n_star_low"] is None:
+        return "" if row["n_star_status"] != "finite" else ", from one seed and so without an interval"
+    level = f"{100 * row['confidence']:.3g} %"
+    low = whole_reuses(row["n_star_low"])
+    if row["n_star_high"] is None:
+        return f" ({level} interval: {low} reuses to never)"
+    return f" ({level} interval: {low} to {whole_reuses(row['n_star_high'])})"
+
+
+def _so_far(row: Mapping[str, Any], base: str) -> str:
+    excess = row["excess_so_far"]
+    have = f"you have {row['n_reuse']}"
+    if excess is None:
+        return f"{have}."
+    percent = abs(excess) * 100
+    amount = f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
+    compared = "more" if excess > 0 else "less"
+    text = f"{have}: teacher's share and training have cost {amount} {compared} than {base} so far"
+    if row["p_pays"] is not None:
+        text += f" (probability that it has paid: {_probability(row['p_pays'])})"
+    return text + "."
+
+
+def _probability(value: float) -> str:
+    return "< 1 %" if value < 0.01 else "> 99 %" if value > 0.99 else f"{100 * value:.0f} %"
+
+
+def _quality(row: Mapping[str, Any], base: str) -> str:
+    if row["delta_q"] is None:
+        return ""
+    change = f"{row['delta_q']:+.3f}"
+    if row["delta_q_low"] is not None:
+        change += f" [{row['delta_q_low']:+.3f}, {row['delta_q_high']:+.3f}]"
+    text = f" Its quality differs from {base} by ΔQ = {change}"
+    equal = row["n_star_equal_quality_status"]
+    if equal == "finite":
+        text += f"; at equal quality it pays back after {_plural(whole_reuses(row['n_star_equal_quality']), 'reuse')}"
+    elif equal in ("never", "undecided"):
+        text += f"; at equal quality: {equal}"
+    return text + "."
+
+
+def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """One answer for a group: does it pay back, after how many reuses, and what it has cost so far."""
+    base = next((r for r in rows if r["group"] == row["baseline_group"]), None)
+    base_name = pipeline_name(base["pipeline"]) if base else "the baseline"
+    name = _name(row)
+    if row["is_baseline"]:
+        if row["e_oneoff_kwh"] is None:
+            return f"{name} is the baseline; its energy is unknown ({row['e_reason']})."
+        quality = "unknown" if row["q"] is None else f"{row['q']:.3f}"
+        reason = f" ({row['q_reason']})" if row["q"] is None else ""
+        return f"{name} is the baseline: {energy(row['e_oneoff_kwh'])} and Q = {quality}{reason}."
+    status = row["n_star_status"]
+    if status == "unknown":
+        return f"{name}: whether it pays back is unknown, because {row['n_star_reason']}."
+    if status == "never":
+        text = (
+            f"{name} never pays back against {base_name}: its training alone costs no less"
+            f" ({energy(row['e_student_kwh'])} against {energy(base['e_student_kwh'])}); {_so_far(row, base_name)}"
+        )
+    elif status == "undecided":
+        guess = f"; the best guess is {whole_reuses(row['n_star'])} reuses" if row["n_star"] else ""
+        text = (
+            f"{name}: undecided whether it ever pays back, because the saving in training energy is not"
+            f" distinguishable from none{guess}{_range(row)}; {_so_far(row, base_name)}"
+        )
+    else:
+        text = (
+            f"{name} pays back after {_plural(whole_reuses(row['n_star']), 'reuse')}{_range(row)};"
+            f" {_so_far(row, base_name)}"
+        )
+    return text + _quality(row, base_name)
+
+
+def serving(row: Mapping[str, Any]) -> str | None:
+    """The sentence on T*, or None where nothing was compared."""
+    reference = row["t_star_reference"]
+    if reference is None:
+        return None
+    name = _name(row)
+    status = row["t_star_status"]
+    if status == "finite":
+        limits = ""
+        if row["t_star_low"] is not None and row["t_star_high"] is not None:
+            limits = f" ({number(row['t_star_low'], 2)} to {number(row['t_star_high'], 2)})"
+        tokens = f"{number(row['t_star'])} tokens{limits}"
+        return f"{name} has repaid its training after {tokens} served instead of {reference}."
+    if status == "immediate":
+        return f"{name} repays from the first token: it cost no more than {reference} and serves for less."
+    if status == "undecided":
+        return f"{name}: undecided whether serving it instead of {reference} saves energy."
+    if status == "never":
+        return f"{name} never repays by serving: a token takes no less energy than {reference}'s."
+    return f"{name}: T* against {reference} is unknown, because {row['t_star_reason']}."
+
+
+def energy(kwh: float | None) -> str:
+    """An energy with a unit that reads well."""
+    if kwh is None:
+        return "an unknown energy"
+    scales = ((1.0, "kWh"), (1e3, "Wh"), (1e6, "mWh"))
+    factor, unit = next((s for s in scales if kwh * s[0] >= 0.1), scales[-1])
+    return f"{number(kwh * factor)} {unit}"

@@ -1,0 +1,226 @@
+"""One look for every figure: Okabe–Ito colours that also differ in grey, markers, hatches, units, label placement."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+#: Pipeline → colour, marker. Luminances differ, so that the figures can be read in grey.
+PIPELINES = {
+    "sft": ("#222222", "o"),
+    "kd": ("#0072B2", "s"),
+    "synthetic": ("#E69F00", "^"),
+}
+SPARE = [("#009E73", "D"), ("#CC79A7", "v"), ("#56B4E9", "P"), ("#D55E00", "X"), ("#F0E442", "*")]
+#: Part of E_total → colour, from dark to light.
+PARTS = {
+    "prerun": ("#999999", "Prerun"),
+    "preprocess": ("#332288", "Preprocess"),
+    "teacher": ("#D55E00", "Teacher"),
+    "student": ("#56B4E9", "Student training"),
+    "evaluation": ("#F0E442", "Evaluation"),
+}
+STAGE_COLOURS = {
+    "prerun": PARTS["prerun"][0],
+    "preprocess": PARTS["preprocess"][0],
+    "teacher_logits": PARTS["teacher"][0],
+    "teacher_generation": "#AA4499",
+    "student_training": PARTS["student"][0],
+    "evaluation": "#B8A900",
+}
+WIDTH = 7.2  # inches: a text block
+
+
+def pyplot():
+    """pyplot with the Agg backend and the project's settings."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 8.5,
+            "axes.titlesize": 9.5,
+            "axes.titlelocation": "left",
+            "axes.labelsize": 8.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.7,
+            "axes.axisbelow": True,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "hatch.linewidth": 0.5,
+            "pdf.fonttype": 42,
+            "savefig.dpi": 200,
+            "figure.dpi": 100,
+        }
+    )
+    return plt
+
+
+def pipeline_style(pipeline: str, every: Sequence[str]) -> tuple[str, str]:
+    """(colour, marker) of a pipeline; unknown ones take the spare ones in the order of ``every``."""
+    if pipeline in PIPELINES:
+        return PIPELINES[pipeline]
+    others = [p for p in dict.fromkeys(every) if p not in PIPELINES]
+    return SPARE[others.index(pipeline) % len(SPARE)]
+
+
+def energy_unit(values_kwh: Sequence[float | None]) -> tuple[float, str]:
+    """(factor from kWh, unit) so that the largest value reads well."""
+    top = max((v for v in values_kwh if v is not None), default=0.0)
+    return (1.0, "kWh") if top >= 0.5 else (1e3, "Wh") if top >= 5e-4 else (1e6, "mWh")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a reader: ``digits`` significant ones, thousands separated, no exponent."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{float(f'{value:.{digits}g}'):,.0f}".replace(",", "\u202f")
+    text = f"{value:#.{digits}g}"
+    if "e" in text:
+        text = f"{value:.12f}".rstrip("0")[: text.index("e") + 12]
+    return text.rstrip(".")
+
+
+def footnote(figure: Any, text: str, gap: float = 4, lines: int = 6, width: int = 125) -> None:
+    """Small text below everything that is drawn, left-aligned with it. Call it last."""
+    import textwrap
+
+    if not text:
+        return
+    figure.canvas.draw()
+    box = figure.get_tightbbox(figure.canvas.get_renderer())  # inches
+    wide, high = figure.get_size_inches()
+    figure.text(
+        max(box.x0, 0) / wide,
+        (box.y0 - gap / 72) / high,
+        "\n".join(textwrap.wrap(text, width)[:lines]),
+        fontsize=7,
+        color="#444444",
+        va="top",
+    )
+
+
+def save(figure: Any, pdf: str | Path, png: str | Path) -> None:
+    """Write the figure as PDF and PNG, each atomically, and close it. No dates inside: same data, same bytes."""
+    import matplotlib.pyplot as plt
+
+    from ..store.atomic import replacing
+
+    for path, kind in ((pdf, "pdf"), (png, "png")):
+        with replacing(path) as temporary:
+            metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.06)
+    plt.close(figure)
+
+
+def place_labels(axes: Any, labels: Sequence[tuple[float, float, str, str]], size: float = 7.5, lines=()) -> None:
+    """Write each (x, y, text, colour) near its point where it overlaps no other label, no marker and no border.
+
+    Greedy over a ring of candidate offsets (points); where none is free the one with the least overlap, with a leader
+    line if it lies far out. ``lines``: polylines [(x, y), …] in data units that are better not crossed. Call it when
+    the limits are final.
+    """
+    from matplotlib.patheffects import withStroke
+
+    figure = axes.figure
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    scale = figure.dpi / 72
+    frame = axes.get_window_extent(renderer)
+    dots = [tuple(axes.transData.transform((x, y))) for x, y, *_ in labels]
+    crossings = [p for line in lines for p in _along(axes.transData.transform(line), 4 * scale)]
+    taken: list[tuple[float, float, float, float]] = []
+    for (x, y, text, colour), dot in zip(labels, dots, strict=False):
+        probe = axes.text(0, 0, text, fontsize=size)
+        box = probe.get_window_extent(renderer)
+        probe.remove()
+        width, height = box.width, box.height
+        best = None
+        for rank, (dx, dy, ha, va) in enumerate(_candidates()):
+            left = dot[0] + dx * scale - {"left": 0, "center": width / 2, "right": width}[ha]
+            bottom = dot[1] + dy * scale - {"bottom": 0, "center": height / 2, "top": height}[va]
+            area = (left, bottom, left + width, bottom + height)
+            cost = rank * 0.02 * height * height
+            cost += sum(_overlap(area, other) for other in taken)
+            cost += sum(_overlap(area, (d[0] - 4, d[1] - 4, d[0] + 4, d[1] + 4)) * 2 for d in dots if d != dot)
+            if abs(dx) + abs(dy) > 16:  # a leader line will cross whatever lies on its way
+                way = list(_along([dot, (dot[0] + dx * scale, dot[1] + dy * scale)], 3 * scale))
+                cost += 4 * height * sum(_inside(p, other) for p in way for other in taken)
+            cost += 3 * height * sum(_inside(p, area) for p in crossings)
+            inside = _overlap(area, (frame.x0, frame.y0, frame.x1, frame.y1))
+            cost += 4 * (width * height - inside)
+            if best is None or cost < best[0]:
+                best = (cost, dx, dy, ha, va, area)
+        _, dx, dy, ha, va, area = best
+        taken.append(area)
+        far = abs(dx) + abs(dy) > 16
+        note = axes.annotate(
+            text,
+            (x, y),
+            (dx, dy),
+            textcoords="offset points",
+            ha=ha,
+            va=va,
+            fontsize=size,
+            color=colour,
+            zorder=6,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkB": 3, "shrinkA": 0} if far else None,
+        )
+        note.set_path_effects([withStroke(linewidth=1.8, foreground="white")])
+
+
+def _candidates():
+    for radius in (6, 11, 18, 26, 36, 48):
+        yield radius, 0, "left", "center"
+        yield radius * 0.7, radius * 0.7, "left", "bottom"
+        yield radius * 0.7, -radius * 0.7, "left", "top"
+        yield -radius, 0, "right", "center"
+        yield -radius * 0.7, radius * 0.7, "right", "bottom"
+        yield -radius * 0.7, -radius * 0.7, "right", "top"
+        yield 0, radius, "center", "bottom"
+        yield 0, -radius, "center", "top"
+
+
+def _along(points, step: float):
+    """Points every ``step`` pixels along a polyline."""
+    import math
+
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        count = max(1, int(math.hypot(x1 - x0, y1 - y0) / step))
+        for i in range(count + 1):
+            yield x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count
+
+
+def _inside(point, area) -> bool:
+    return area[0] <= point[0] <= area[2] and area[1] <= point[1] <= area[3]
+
+
+def _overlap(a, b) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def darker(colour: str, by: float = 0.75) -> tuple[float, float, float]:
+    """The colour with its channels scaled, for text on white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(c * by for c in to_rgb(colour))
+
+
+def nothing(message: str, pdf: str | Path, png: str | Path) -> None:
+    """A figure that says why there is nothing to draw: a target must exist, and must not mislead."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.6))
+    axes.axis("off")
+    axes.text(0.5, 0.5, message, ha="center", va="center", wrap=True)
+    save(figure, pdf, png)
