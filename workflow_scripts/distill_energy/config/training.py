@@ -16,6 +16,24 @@ class Lora(Section):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
+class Reference(Section):
+    """Choices of the paper's harness, each of which may be reproduced alone (see ``train/reference.py``)."""
+
+    scale_parameter_by_kind: bool = False
+    bf16_weights: bool = False
+    frequent_evaluation: bool = False
+    schedule_in_micro_batches: bool = False
+    no_epsilon: bool = False
+    no_stop_in_kd: bool = False
+    last_weights: bool = False
+    mean_of_means: bool = False
+
+    @classmethod
+    def all(cls, on: bool) -> "Reference":
+        """Every choice on, or none."""
+        return cls.model_validate(dict.fromkeys(cls.model_fields, on))
+
+
 class Training(Section):
     """The paper's recipe by default (Adafactor, cosine with warm-up, early stopping at ε = 2e-3)."""
 
@@ -37,8 +55,10 @@ class Training(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     lora: Lora | None = None
-    reference_faithful: bool | None = None  # reproduce the choices of the paper's harness
+    reference_faithful: bool | Reference | None = None  # reproduce the choices of the paper's harness
     processes: int | None = Field(None, gt=0)  # data-parallel processes a node; None: one
+    sharding: Literal["none", "full"] | None = None  # full: weights and optimiser split over processes (FSDP)
+    save_dtype: Literal["bfloat16", "float32"] | None = None  # of the student's files; None: bfloat16
 
     @model_validator(mode="after")
     def _micro(self) -> "Training":

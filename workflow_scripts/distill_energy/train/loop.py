@@ -1,0 +1,246 @@
+"""The one training loop, for every pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from . import checkpoint
+from .batching import Sampler, collate
+from .budget import GOLD_SHARE, OWN_SHARE, evaluation_rows, evaluation_steps
+from .job import Job
+from .progress import Progress
+from .schedule import learning_rate
+from .setup import Setup
+from .state import BestWeights, State
+
+#: A checkpoint waits until this many times its own writing time has passed since the last: at most 5 % of the time.
+CHECKPOINT_SPACING = 20
+#: Least seconds between two readings of the meter outside evaluations.
+METER_SPACING_S = 0.5
+
+
+class Loop:
+    """Trains ``setup.student`` until the last step or until the evaluation loss stops falling."""
+
+    def __init__(self, job: Job, setup: Setup) -> None:
+        self.job, self.setup = job, setup
+        self.training, self.peers = job.training, job.peers
+        choices = setup.choices
+        self.sampler = Sampler(setup.train.lengths(), self.training["batch_size"], job.seed)
+        self.labels = setup.train.label_counts()
+        self.evaluations = set(
+            evaluation_steps({**self.training, "eval_every": choices.eval_every(self.training["eval_every"])})
+        )
+        self.state = State()
+        self.best = BestWeights()
+        self.probe = setup.probe()
+        self.checkpoints = job.work / "checkpoints"
+        self.last_checkpoint = -math.inf
+        self.checkpoint_s = 0.0
+        self.started = self.meter_read = time.monotonic()
+        self.gold = setup.gold_rows(evaluation_rows(self.training, GOLD_SHARE))
+        self.own = setup.own_rows(evaluation_rows(self.training, OWN_SHARE))
+
+    # --- run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> State:
+        """Train to the end. Raises UserError for a loss that is not finite."""
+        self._resume()
+        state, last = self.state, self.training["max_steps"]
+        progress = Progress(last, state.step, self.job.name, self.job.log, self.peers.leads)
+        offset, begin = state.seconds, time.monotonic()
+        try:
+            while state.step < last and not state.stop_reason:
+                row = self._step()
+                evaluated = state.step in self.evaluations
+                state.seconds = offset + time.monotonic() - begin
+                if evaluated:
+                    row |= self._evaluate()
+                    state.seconds = offset + time.monotonic() - begin
+                row |= {"seconds": state.seconds, **self._joules(force=evaluated)}
+                state.rows.append(row)
+                progress.update(state.step, row["train_loss"], self._rate(), self._joules_per_token(row))
+                self._checkpoint()
+        finally:
+            progress.close()
+        state.stop_reason = state.stop_reason or "max_steps"
+        return state
+
+    def _step(self) -> dict[str, Any]:
+        """One optimiser step over this process's share of the batch. Returns its row of the trajectory."""
+        state, setup, training, peers = self.state, self.setup, self.training, self.peers
+        # Random numbers (dropout) are a function of the step, so that no generator's state needs saving.
+        torch.manual_seed((job_seed(self.job.seed, state.step) + peers.rank) % 2**63)
+        index = self.sampler.batch(state.step)
+        share = index[peers.rank :: peers.world]
+        micro = setup.micro_batch_size(len(share))
+        pieces = [share[i : i + micro] for i in range(0, len(share), micro)]
+        n_labels = int(self.labels[index].sum())
+        sums = torch.zeros(3, dtype=torch.float64, device=peers.device)
+        padding = processed = 0
+        for number, piece in enumerate(pieces):
+            batch = collate(setup.train, piece, setup.pad_id, training["packing"], peers.device)
+            teacher = setup.teacher_rows(batch)
+            last = number == len(pieces) - 1
+            with contextlib.nullcontext() if last else setup.no_sync():
+                total, ce, kl = setup.module(batch, teacher)
+                # Data-parallel wrappers average gradients over processes; the labels of all of them are the divisor.
+                divisor = setup.choices.divisor(n_labels, len(batch.labels) * len(pieces) * peers.world) / peers.world
+                (total / divisor).backward()
+            sums += torch.stack([total.detach().double(), ce.double(), kl.double()])
+            padding += batch.padding
+            processed += batch.processed
+        sums, padding, processed = setup.reduce(sums), *setup.reduce_counts(padding, processed)
+        norm = setup.clip(training["gradient_clip"])
+        train_loss, ce, kl, grad_norm = (*(sums / n_labels).tolist(), float(norm))
+        for name, value in (("loss", train_loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{self.job.name}: {name} is {value} at step {state.step + 1} (learning rate "
+                    f"{training['learning_rate']:g}, precision {setup.precision.used}); lower training.learning_rate"
+                )
+        rate = learning_rate(
+            state.step,
+            training["learning_rate"],
+            training["warmup_steps"],
+            training["max_steps"],
+            training["schedule"],
+            setup.choices.schedule_divisor(len(pieces)),
+        )
+        probing = state.step == 0 or state.step + 1 in self.evaluations
+        if probing:
+            self.probe.start()
+        setup.optimizer.step(rate, state.step)
+        setup.module.zero_grad(set_to_none=True)
+        share_changed = self.probe.share() if probing else None
+        if peers.leads:
+            for kind, count in (("processed", processed), ("loss", n_labels), ("padding", padding)):
+                self.job.meter.add_tokens(kind, count)
+        state.step += 1
+        state.tokens += processed
+        state.loss_tokens += n_labels
+        state.padding += padding
+        row = {"step": state.step, "tokens": state.tokens, "loss_tokens": state.loss_tokens, "lr": rate}
+        row |= {"train_loss": train_loss, "ce": ce, "kl": kl, "grad_norm": grad_norm}
+        return row if share_changed is None else row | {"share_changed": share_changed}
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Validation losses; decides on the best weights and on stopping. Booked apart by the meter."""
+        state, before, begin = self.state, self._read_meter(), time.monotonic()
+        with self.job.meter.phase("evaluation") if self.peers.leads else contextlib.nullcontext():
+            gold = self._mean_loss(self.gold)
+            own = gold if self.own is None else self._mean_loss(self.own)
+        state.evaluation_s += time.monotonic() - begin
+        after = self._read_meter()
+        if before is not None and after is not None:
+            state.evaluation_j += max(0.0, after - before)
+        if not math.isfinite(own):
+            raise UserError(f"{self.job.name}: evaluation loss is {own} at step {state.step}")
+        if state.note_evaluation(own, gold, self.setup.choices.epsilon(self.training["epsilon"])):
+            self.best.keep(self.setup, state.step)
+        if state.stale >= self.training["patience"] and self.setup.choices.stops:
+            state.stop_reason = "early_stopping"
+        if self.peers.leads:
+            self.job.log(f"{self.job.name}: step {state.step}: validation loss {own:.4f} (gold {gold:.4f})")
+        return {"eval_loss": own, "gold_eval_loss": gold}
+
+    @torch.no_grad()
+    def _mean_loss(self, rows: Any) -> float:
+        """Cross-entropy a label over ``rows`` (examples), shared among the processes."""
+        setup, peers = self.setup, self.peers
+        setup.module.eval()
+        order = rows.lengths().argsort(kind="stable")[peers.rank :: peers.world]
+        size = setup.evaluation_batch_size
+        total = torch.zeros(1, dtype=torch.float64, device=peers.device)
+        for i in range(0, setup.evaluation_rounds(len(rows), size) * size, size):
+            # Sharded weights are gathered by all processes together, so one with nothing left repeats its first row.
+            part = order[i : i + size]
+            idle = len(part) == 0
+            part = rows_or_first(part)
+            batch = collate(rows, part, setup.pad_id, self.training["packing"], peers.device)
+            ce, _, _ = setup.module(batch, None, True)
+            if not idle:
+                total += ce.double()
+        setup.module.train()
+        return float(setup.reduce(total)) / int(rows.label_counts().sum())
+
+    # --- meter ---------------------------------------------------------------------------------------------------
+
+    def _read_meter(self) -> float | None:
+        """Joules so far, of all attempts; None if unknown."""
+        if not self.peers.leads or self.job.joules_before is None:
+            return None
+        now = self.job.meter.joules()
+        return None if now is None else self.job.joules_before + now
+
+    def _joules(self, force: bool) -> dict[str, float | None]:
+        now = time.monotonic()
+        if not force and now - self.meter_read < METER_SPACING_S:
+            return {}
+        self.meter_read = now
+        joules = self._read_meter()
+        return {"joules": joules, "joules_eval": None if joules is None else self.state.evaluation_j}
+
+    def _rate(self) -> float:
+        return self.state.tokens / self.state.seconds if self.state.seconds else 0.0
+
+    def _joules_per_token(self, row: dict[str, Any]) -> float | None:
+        joules = row.get("joules")
+        if joules is not None:
+            self.shown = joules / self.state.tokens
+        return getattr(self, "shown", None)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed."""
+        return {"version": self.job.version, "world": self.peers.world, "precision": self.setup.precision.used}
+
+    def _checkpoint(self) -> None:
+        state, every = self.state, self.training["checkpoint_every"]
+        if state.step % every or state.step >= self.training["max_steps"] or state.stop_reason:
+            return
+        now = time.monotonic()
+        if self.setup.agree(now - self.last_checkpoint < CHECKPOINT_SPACING * self.checkpoint_s):
+            return
+        content = self.setup.state_dict()
+        if self.peers.leads:
+            best = self.best.state_dict()
+            checkpoint.save(
+                self.checkpoints,
+                state.step,
+                {"identity": self.identity(), "state": state.to_dict(), "best": best, **content},
+            )
+        self.checkpoint_s = time.monotonic() - now
+        state.checkpoint_s += self.checkpoint_s
+        self.last_checkpoint = time.monotonic()
+
+    def _resume(self) -> None:
+        saved = checkpoint.load_latest(self.checkpoints, self.job.log, self.identity())
+        if saved is None:
+            return
+        self.state = State.from_dict(saved["state"])
+        self.best.load_state_dict(saved["best"])
+        self.setup.load_state_dict(saved)
+        if self.peers.leads:
+            self.job.log(f"{self.job.name}: resumed after step {self.state.step}")
+
+
+def job_seed(seed: int, step: int) -> int:
+    """A seed for one step of one run."""
+    return (seed + 1) * 1_000_000_007 + step * 1_009
+
+
+def rows_or_first(part: Any) -> Any:
+    """``part``, or the first example where it is empty."""
+    import numpy as np
+
+    return part if len(part) else np.zeros(1, dtype=np.int64)

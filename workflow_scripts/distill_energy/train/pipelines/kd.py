@@ -1,0 +1,42 @@
+"""Distillation from cached teacher distributions (Hinton et al. 2015): α·CE + (1 − α)·T²·KL(teacher ‖ student)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from .base import LossParts, Pipeline, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Kd(Pipeline):
+    kind = "kd"
+    needs = "teacher_logits"
+
+    def settings(self, raw: dict[str, Any]) -> Settings:
+        settings = super().settings(raw)
+        for key in ("alpha", "temperature"):
+            if getattr(settings, key) is None:
+                raise UserError(f"pipeline kd: {key} is missing")
+        return settings
+
+    def teacher(self, settings: Settings, inputs: dict[str, Path], vocabulary: int) -> Any:
+        from ..cached_teacher import CachedTeacher
+
+        return CachedTeacher(inputs["teacher_logits"], vocabulary)
+
+    def loss(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, teacher: Any, settings: Settings
+    ) -> LossParts:
+        from ...losses.kd import kd_loss
+
+        if bias is not None:
+            raise UserError("pipeline kd: an output layer with a bias is not supported")
+        result = kd_loss(hidden, weight, labels, teacher, settings.alpha, settings.temperature)
+        return LossParts(result.loss, result.parts["ce"], result.parts["kl"])
+
+
+PIPELINE = Kd()

@@ -1,0 +1,99 @@
+"""One training from the stage's context to its artifact."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.sources import load_tokenizer
+from ..store import atomic
+from .job import Job, Peers
+from .loop import Loop
+from .setup import Setup
+from .state import State
+from .trajectory import write_trajectory
+
+
+def train(ctx: Any) -> dict[str, Any]:
+    """Train, save the best weights and the trajectory; returns the results."""
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    job = Job(
+        params=ctx.spec.params,
+        inputs=ctx.inputs,
+        work=ctx.work,
+        meter=ctx.meter,
+        log=ctx.log,
+        name=ctx.spec.name,
+        version=ctx.spec.version,
+        peers=Peers(device=device),
+    )
+    setup = Setup(job)
+    loop = Loop(job, setup)
+    state = loop.run()
+    save_student(job, setup, loop, ctx.out / "model")
+    write_trajectory(state.rows, ctx.out / "trajectory.parquet")
+    return results(setup, state, loop)
+
+
+def save_student(job: Job, setup: Setup, loop: Loop, folder: Path) -> None:
+    """Write the best weights (adapters merged) as a plain Hugging Face folder with the tokenizer, atomically."""
+    best, state = loop.best, loop.state
+    if setup.choices.keeps_best and best.weights is not None and best.step != state.step:
+        setup.restore(best.weights)
+    model = setup.student.model
+    if setup.adapted:
+        model = model.merge_and_unload()
+    model = model.to(dtype=setup.save_dtype)
+    model.config.use_cache = True
+    model.config.dtype = setup.save_dtype
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        model.save_pretrained(temporary)
+        load_tokenizer(job.params["model"], job.inputs).save_pretrained(temporary)
+        for path in temporary.iterdir():
+            atomic.sync_file(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        atomic.sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
+    """The sidecar's ``results``: JSON scalars."""
+    last = state.rows[-1]
+    changed = [row["share_changed"] for row in state.rows if row.get("share_changed") is not None]
+    joules = next((row["joules"] for row in reversed(state.rows) if row.get("joules") is not None), None)
+    slots = state.tokens + state.padding
+    return {
+        "pipeline": setup.pipeline.kind,
+        "steps": state.step,
+        "stop_reason": state.stop_reason,
+        "train_loss": last["train_loss"],
+        "best_step": state.best_step,
+        "eval_loss": _finite(state.best_loss),
+        "gold_eval_loss": _finite(state.best_gold),
+        "padding_share": state.padding / slots if slots else None,
+        "evaluation_share_seconds": state.evaluation_s / state.seconds if state.seconds else None,
+        "evaluation_share_joules": state.evaluation_j / joules if joules else None,
+        "evaluation_rows": len(loop.gold) + (len(loop.own) if loop.own is not None else 0),
+        "checkpoint_share_seconds": state.checkpoint_s / state.seconds if state.seconds else None,
+        "tokens_per_s": state.tokens / state.seconds if state.seconds else None,
+        "precision": setup.precision.used,
+        "precision_note": setup.precision.note,
+        "saved_dtype": str(setup.save_dtype).removeprefix("torch."),
+        "share_changed": sum(changed) / len(changed) if changed else None,
+        "parameters": setup.parameters,
+        "parameters_trained": sum(w.numel() for w in setup.trainable.values()),
+        "processes": setup.peers.world,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None

@@ -1,0 +1,83 @@
+"""The student as the loop sees it: base model to hidden states, output layer and loss over label rows only."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import UserError
+from ..losses.ce import ce_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .batching import Batch
+    from .pipelines import Pipeline
+    from .pipelines.base import Settings
+
+#: Settings of models whose logits are not just W·h; the fused losses would be wrong for them.
+SCALED_LOGITS = {"final_logit_softcapping": (None, 0), "logits_scaling": (None, 1), "logit_scale": (None, 1)}
+
+
+class Student(torch.nn.Module):
+    """A causal LM with its loss. ``forward`` so that data-parallel wrappers see one call a micro-batch."""
+
+    def __init__(self, model: Any, pipeline: Pipeline, settings: Settings, autocast: bool) -> None:
+        super().__init__()
+        self.model = model  # the LM, perhaps wrapped by peft
+        self.pipeline, self.settings, self.autocast = pipeline, settings, autocast
+        lm = self.lm
+        for key, harmless in SCALED_LOGITS.items():
+            if getattr(lm.config, key, None) not in harmless:
+                raise UserError(f"{type(lm).__name__}: models with {key} are not supported by the fused losses")
+        if not isinstance(lm.get_output_embeddings(), torch.nn.Linear):
+            raise UserError(f"{type(lm).__name__}: its output layer is not a plain linear layer")
+
+    @property
+    def lm(self) -> Any:
+        """The causal LM without peft's wrapper (adapter layers stay inside)."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def forward(self, batch: Batch, teacher: Any = None, evaluate: bool = False) -> tuple[Tensor, ...]:
+        """Sums over the micro-batch's labels: (total, cross-entropy, KL); the total is what to differentiate.
+
+        With ``evaluate`` all three are the cross-entropy on the labels, whatever the pipeline.
+        """
+        lm = self.lm
+        kind = batch.input_ids.device.type
+        casting = torch.autocast(kind, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        with casting:
+            output = lm.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+            hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
+            head = lm.get_output_embeddings()
+            if evaluate:
+                # Detached: the fused loss makes its gradients as it goes, wherever one is asked for.
+                ce = ce_loss(hidden.detach(), head.weight.detach(), batch.labels, bias=head.bias).loss
+                return ce, ce, ce
+            parts = self.pipeline.loss(hidden, head.weight, batch.labels, head.bias, teacher, self.settings)
+        kl = parts.kl if parts.kl is not None else torch.full_like(parts.ce, torch.nan)
+        return parts.total, parts.ce, kl
+
+
+def add_adapter(model: Any, adapter: Any) -> Any:
+    """Wrap ``model`` for low-rank training (peft). Raises UserError if a target does not exist or is the output layer."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    output = model.get_output_embeddings()
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if module is output}
+    if not isinstance(targets, str) and names & {t.rpartition(".")[2] for t in targets}:
+        raise UserError(f"lora.targets: {', '.join(names)} is the output layer, which the fused loss reads as it is")
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora: {error}") from None
