@@ -1,0 +1,103 @@
+"""The stage ``teacher_generation``: training prompts answered by the teacher become a data set like any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RECIPE = 1  # raise when the output changes meaning
+
+
+def make_engine(ctx, tokenizer):
+    """The engine that the configuration names, its model loaded."""
+    from ...errors import UserError
+
+    params = ctx.spec.params
+    generation = params["generation"]
+    if generation["engine"] == "transformers":
+        from ...models.sources import load_model
+        from .transformers_engine import TransformersEngine
+
+        device = "auto" if generation.get("tensor_parallel", 1) > 1 else None
+        model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
+        return TransformersEngine(model, tokenizer, generation)
+    if generation["engine"] == "vllm":
+        from .vllm_engine import VllmEngine
+
+        return VllmEngine(ctx, tokenizer)
+    raise UserError(f"generation.engine {generation['engine']!r} is not one of transformers, vllm")
+
+
+def main(ctx) -> dict[str, Any]:
+    """Answer the prompts of ``inputs["data"]/train.parquet`` shard by shard; write train and validation Parquet.
+
+    Finished shards lie in ``ctx.work`` and are not made again after a kill. Tokens counted: ``generated`` (up to and
+    including the end token) and ``processed`` (prompt and generated), once for each token that this attempt computed.
+    """
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ...data.stage import schema
+    from ...errors import UserError
+    from ...models.sources import load_tokenizer
+    from ...store.atomic import write_parquet
+    from . import jobs
+
+    params = ctx.spec.params
+    generation = params["generation"]
+    tokenizer = load_tokenizer(params["model"], ctx.inputs)
+    table = pq.read_table(ctx.inputs["data"] / "train.parquet", columns=["id", "prompt", "prompt_ids"])
+    prompts = jobs.choose_prompts(
+        table.to_pylist(),
+        generation.get("n_prompts"),
+        generation["seed"],
+        generation["max_new_tokens"],
+        params["max_length"],
+    )
+    if not prompts:
+        raise UserError(f"{ctx.spec.name}: no training prompt leaves room for a response (max_length too small)")
+    shards = jobs.shard(prompts, generation["batch_size"])
+    engine = None
+
+    def count(prompt_tokens: int, generated: int, padding: int) -> None:
+        ctx.meter.add_tokens("processed", prompt_tokens + generated)
+        ctx.meter.add_tokens("generated", generated)
+        ctx.meter.add_tokens("padding", padding)
+
+    answers: list[jobs.Raw] = []
+    resumed = 0
+    for index, members in enumerate(shards):
+        path = ctx.work / f"answers-{index:05d}.parquet"
+        found = jobs.load_shard(path, members)
+        if found is None:
+            engine = engine or make_engine(ctx, tokenizer)
+            found = engine.answer(members, jobs.shard_seed(generation["seed"], index), count), engine.stops
+            jobs.save_shard(path, *found)
+            ctx.log(f"shard {index + 1} of {len(shards)}: {len(members)} answers")
+        else:
+            resumed += 1
+        answers += found[0]
+        stops = found[1]
+    if hasattr(engine, "close"):
+        engine.close()
+    rows, counts = jobs.rows_and_counts(prompts, answers, tokenizer, generation["min_new_tokens"], stops)
+    train, validation = jobs.split(rows, generation["validation_share"], generation["seed"])
+    if not train or not validation:
+        raise UserError(f"{ctx.spec.name}: only {len(rows)} of {len(prompts)} answers are usable: {counts}")
+    described = {key: generation[key] for key in sorted(generation)}
+    metadata = {"sampling": json.dumps(described), "engine": generation["engine"], "stop_ids": json.dumps(stops)}
+    columns = schema({"finish_reason": "string", "n_generated": "int32"})
+    for name, part in (("train", train), ("validation", validation)):
+        made = pa.Table.from_pylist(part, schema=columns).replace_schema_metadata(metadata)
+        write_parquet(ctx.out / f"{name}.parquet", made)
+    results = {
+        "n_prompts": len(prompts),
+        "n_train": len(train),
+        "n_validation": len(validation),
+        "generated_tokens": sum(len(answer.ids) for answer in answers),
+        "mean_response_tokens": sum(row["n_generated"] for row in rows) / len(rows),
+        "n_shards": len(shards),
+        "n_shards_resumed": resumed,
+    }
+    return results | counts | {f"sampling_{key}": value for key, value in described.items()}
