@@ -44,7 +44,7 @@ class Workflow:
 
     def planned(self, *args: str) -> Counter:
         """Rule → number of jobs that Snakemake would run."""
-        done = self.run("--dry-run", "--quiet", "reason", *args)
+        done = self.run(*args, "--dry-run", "--quiet", "reason")
         found = Counter()
         for line in (done.stdout + done.stderr).splitlines():
             match = re.match(r"^(\w+)\s+(\d+)$", line.strip())
