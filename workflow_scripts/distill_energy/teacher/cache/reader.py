@@ -1,0 +1,182 @@
+"""Reading a cache: verified shards, rows by example id, batches prefetched off the training thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from .certificate import merge
+from .codec import unpack
+from .rows import PackedRows
+from .spec import CacheSpec
+from .writer import FOOTER_KEY, parse_footer, shard_name
+
+if TYPE_CHECKING:
+    from .rows import TeacherRows
+
+_COLUMNS = ["id", "tokens", "tail_total", "head", "tail", "lse"]
+
+
+class Shard:
+    """One open shard. Every page's checksum is verified when it is read. Errors name the file."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = path
+        try:
+            self.file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
+            metadata = self.file.schema_arrow.metadata or {}
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{path}: shard is corrupt or truncated ({error})") from None
+        self.footer = parse_footer(metadata.get(FOOTER_KEY), path)
+        if self.file.metadata.num_rows != self.footer["rows"]:
+            raise UserError(f"{path}: {self.file.metadata.num_rows} rows, its footer says {self.footer['rows']}")
+
+    def read(self, group: int, columns: list[str] | None = None):
+        """One row group as a table. Raises UserError naming the shard."""
+        import pyarrow as pa
+
+        try:
+            return self.file.read_row_group(group, columns=columns or _COLUMNS, use_threads=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{self.path}: shard is corrupt or truncated ({error})") from None
+
+    @property
+    def groups(self) -> int:
+        return self.file.metadata.num_row_groups
+
+    def verify(self) -> None:
+        """Read every page, so that its checksum is verified."""
+        for group in range(self.groups):
+            self.read(group)
+
+
+class CacheReader:
+    """A complete cache in ``folder``.
+
+    verify: read every page once and verify its checksum (about 1 GB/s) before anything runs; pages are verified again
+    whenever they are read. memory_bytes bounds the row groups that are kept. Raises UserError that names the shard if
+    one is missing, foreign, corrupt or truncated.
+    """
+
+    def __init__(self, folder: str | Path, verify: bool = True, memory_bytes: int = 128 << 20) -> None:
+        self.folder = Path(folder)
+        first = self.folder / shard_name(0)
+        if not first.exists():
+            raise UserError(f"{first}: no such shard; {self.folder} holds no logit cache")
+        self.shards = [Shard(first)]
+        head = self.shards[0].footer
+        for index in range(1, head["shards"]):
+            path = self.folder / shard_name(index)
+            if not path.exists():
+                raise UserError(f"{path}: shard {index + 1} of {head['shards']} is missing; the cache is not complete")
+            self.shards.append(Shard(path))
+        for index, shard in enumerate(self.shards):
+            for key in ("spec", "provenance", "shards"):
+                if shard.footer[key] != head[key]:
+                    raise UserError(f"{shard.path}: belongs to another cache than {first.name} ({key} differs)")
+            if shard.footer["shard"] != index:
+                raise UserError(f"{shard.path}: is shard {shard.footer['shard']}, not {index}")
+        self.spec = CacheSpec.from_json(head["spec"])
+        self.provenance: dict[str, Any] = head["provenance"]
+        self._place: dict[str, tuple[int, int, int]] = {}
+        for index, shard in enumerate(self.shards):
+            for group in range(shard.groups):
+                names = shard.read(group, None if verify else ["id"])["id"].to_pylist()
+                for row, name in enumerate(names):
+                    self._place[name] = (index, group, row)
+        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._room, self._held = memory_bytes, 0
+        self._lock = threading.Lock()
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """The quality certificate, merged over the shards' footers (see ``certificate.merge``)."""
+        stats = [shard.footer["stats"] for shard in self.shards]
+        return merge(self.spec, stats, self.provenance, sum(shard.footer["payload_bytes"] for shard in self.shards))
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in the order of the data."""
+        return list(self._place)
+
+    def __contains__(self, example_id: str) -> bool:
+        return example_id in self._place
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def _group(self, key: tuple[int, int]):
+        with self._lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+        table = self.shards[key[0]].read(key[1], _COLUMNS[1:])
+        columns = [table.column(name).chunk(0) for name in _COLUMNS[1:]]
+        with self._lock:
+            if key not in self._groups:
+                self._groups[key] = columns
+                self._held += table.nbytes
+                while self._held > self._room and len(self._groups) > 1:
+                    _, old = self._groups.popitem(last=False)
+                    self._held -= sum(column.nbytes for column in old)
+        return columns
+
+    def rows(self, example_id: str) -> "TeacherRows":
+        """Rows of one example. Raises UserError if the cache does not hold it or its shard is damaged."""
+        try:
+            shard, group, row = self._place[example_id]
+        except KeyError:
+            raise UserError(f"{self.folder}: the logit cache holds no example {example_id!r}") from None
+        tokens, tail_total, head, tail, lse = self._group((shard, group))
+        blobs = (head[row].as_buffer(), tail[row].as_buffer(), lse[row].as_buffer())
+        try:
+            return unpack(PackedRows(tokens[row].as_py(), tail_total[row].as_py(), *blobs), self.spec)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.shards[shard].path}: example {example_id!r} cannot be decoded ({error})") from None
+
+    def batch(self, ids: Iterable[str]) -> "list[TeacherRows]":
+        """Rows of several examples, in the order asked."""
+        return [self.rows(example_id) for example_id in ids]
+
+    def prefetch(self, batches: Iterable[list[str]], depth: int = 4) -> Iterator["list[TeacherRows]"]:
+        """Batches decoded by a thread of their own, at most ``depth`` ahead. Its errors are raised here."""
+        done = object()
+        ready: queue.Queue = queue.Queue(maxsize=depth)
+        stop = threading.Event()
+
+        def put(item) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                for ids in batches:
+                    if not put(self.batch(ids)):
+                        return
+                put(done)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=work, name="logit-cache-reader", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not done:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()

@@ -1,0 +1,100 @@
+"""What a logit cache keeps of the teacher's distribution at each response token.
+
+Three formats:
+
+* ``topk``: the ``head`` most probable tokens, and the mass of the rest as one bucket;
+* ``sampled``: ``tail`` importance-sampled draws from the whole vocabulary (random-sampling KD, arXiv 2503.16870);
+* ``head_tail``: the ``head`` most probable tokens exactly, and ``tail`` importance-sampled draws from the rest.
+
+Every format keeps the log-sum-exp of what is *not* in the head at ``lse_temperatures``, so that the distribution is
+normalised at any temperature. No format has a training temperature in it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...errors import UserError
+
+METHODS = ("topk", "sampled", "head_tail")
+FORMAT_VERSION = 1
+
+#: Temperatures whose tail distributions are mixed (in equal parts) into the proposal of the sampled tail.
+DEFAULT_PROPOSAL = {"topk": (), "sampled": (1.0,), "head_tail": (2.0, 4.0)}
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Parameters of a cache. ``head`` and ``tail`` count tokens a position (``tail``: draws, duplicates merged)."""
+
+    method: str = "head_tail"
+    vocab_size: int = 0
+    head: int = 48
+    tail: int = 48
+    lse_temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    proposal_temperatures: tuple[float, ...] | None = None  # a subset of lse_temperatures; None: the method's default
+    value_step: float = 1 / 16  # nats between two stored logit values
+    value_bits: int = 8  # bits of a stored difference: 8 or 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"logits.method: {self.method!r} is not one of {', '.join(METHODS)}")
+        if self.vocab_size < 2:
+            raise UserError(f"logit cache: vocab_size {self.vocab_size} is below 2")
+        if self.value_bits not in (8, 16):
+            raise UserError(f"logits.value_bits: {self.value_bits} is not 8 or 16")
+        if not 0 < self.value_step <= 1:
+            raise UserError(f"logits.value_step: {self.value_step} is not in (0, 1] nats")
+        if not self.lse_temperatures or any(not (t > 0 and math.isfinite(t)) for t in self.lse_temperatures):
+            raise UserError(f"logits.lse_temperatures: {self.lse_temperatures} must be positive numbers")
+        set_ = object.__setattr__
+        set_(self, "lse_temperatures", tuple(sorted({float(t) for t in self.lse_temperatures})))
+        set_(self, "head", 0 if self.method == "sampled" else min(int(self.head), self.vocab_size))
+        set_(self, "tail", 0 if self.method == "topk" else int(self.tail))
+        if self.method != "sampled" and self.head < 1:
+            raise UserError(f"logits.head: method {self.method} needs head ≥ 1")
+        if self.method != "topk" and self.tail < 1:
+            raise UserError(f"logits.tail: method {self.method} needs tail ≥ 1")
+        if self.tail > 65535:
+            raise UserError(f"logits.tail: {self.tail} is above 65,535")
+        proposal = self.proposal_temperatures
+        proposal = DEFAULT_PROPOSAL[self.method] if proposal is None else tuple(float(t) for t in proposal)
+        if self.tail:
+            missing = [t for t in proposal if t not in self.lse_temperatures]
+            if missing or not proposal:
+                raise UserError(
+                    f"logits.proposal_temperatures: {list(proposal)} must be among lse_temperatures "
+                    f"{list(self.lse_temperatures)}"
+                )
+        set_(self, "proposal_temperatures", proposal)
+
+    @classmethod
+    def from_params(cls, params: dict[str, Any], vocab_size: int) -> "CacheSpec":
+        """From the ``logits`` section of a stage's parameters; keys of the stage itself are left aside."""
+        known = set(cls.__dataclass_fields__) - {"vocab_size"}
+        chosen = {key: value for key, value in params.items() if key in known and value is not None}
+        for key in ("lse_temperatures", "proposal_temperatures"):
+            if key in chosen:
+                chosen[key] = tuple(chosen[key])
+        return cls(vocab_size=vocab_size, **chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object that ``from_json`` reads back."""
+        data = asdict(self)
+        data["lse_temperatures"] = list(self.lse_temperatures)
+        data["proposal_temperatures"] = list(self.proposal_temperatures or ())
+        return {"format_version": FORMAT_VERSION, **data}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "CacheSpec":
+        """Raises UserError if the data were written by another version of the format."""
+        data = dict(data)
+        version = data.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UserError(f"logit cache: format_version {version!r}, this version reads {FORMAT_VERSION}")
+        data["lse_temperatures"] = tuple(data["lse_temperatures"])
+        data["proposal_temperatures"] = tuple(data["proposal_temperatures"])
+        return cls(**data)

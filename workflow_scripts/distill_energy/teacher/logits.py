@@ -1,0 +1,299 @@
+"""The stage ``teacher_logits``: one forward pass of the teacher over the training data, into the logit cache.
+
+Batches are sorted by length within a shard; the output layer runs on the rows that predict a label only, in chunks, so
+that no (batch × length × vocabulary) tensor exists. The same pass yields the teacher's loss, accuracy and entropy.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+RECIPE = 1  # raise when the output changes meaning
+
+CHUNK_ROWS = 64
+SHARD_KEYS = {"max_tokens": "shard_tokens", "max_examples": "shard_examples"}
+AUDIT_TOKENS = 512  # response tokens of a shard's audit at most
+
+
+def main(ctx) -> dict[str, Any]:
+    """Write the cache. Goes on from the shards that are complete. Returns the teacher's figures and the certificate."""
+    import torch
+
+    from ..models.sources import load_model, load_tokenizer
+    from ..store.atomic import sha256
+    from .cache.fingerprint import template_hash, tokenizer_hash, weights_hash
+    from .cache.reader import CacheReader
+    from .cache.spec import CacheSpec
+    from .cache.writer import CacheWriter
+
+    params = ctx.spec.params
+    settings = {**{k: params[k] for k in ("batch_tokens", "audit_examples") if k in params}, **params.get("logits", {})}
+    examples = load_examples(ctx.inputs["data"] / "train.parquet")
+    tokenizer = load_tokenizer(params["model"], ctx.inputs)
+    device = "auto" if torch.cuda.is_available() else None
+    model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
+    teacher = Teacher(model, tokenizer.pad_token_id or 0)
+    seed = settings.pop("seed", params.get("seed", 0))
+    spec = CacheSpec.from_params({**settings, "seed": seed or 0}, teacher.vocabulary)
+    provenance = {
+        "model": json.dumps(params["model"], sort_keys=True),
+        "dtype": str(teacher.dtype).removeprefix("torch."),
+        "teacher_sha256": weights_hash(model),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "data_sha256": sha256(ctx.inputs["data"] / "train.parquet"),
+    }
+    sizes = {name: settings[key] for name, key in SHARD_KEYS.items() if settings.get(key)}
+    writer = CacheWriter(ctx.out, spec, examples.ids, examples.n_labels, provenance, log=ctx.log, **sizes)
+    done = len(writer.plan) - len(writer.missing)
+    if done:
+        ctx.log(f"teacher_logits: {done} of {len(writer.plan)} shards are complete, going on from there")
+    started, tokens = time.monotonic(), 0
+    with torch.inference_mode():
+        teacher.check()
+        for index in list(writer.missing):
+            rows, audits = make_shard(
+                teacher,
+                spec,
+                examples,
+                writer.plan[index],
+                settings.get("batch_tokens", 4096),
+                settings.get("audit_examples", 8),
+                ctx.meter,
+            )
+            writer.write(index, rows, audits)
+            tokens += sum(map(len, rows))
+            rate = tokens / max(time.monotonic() - started, 1e-9)
+            ctx.log(f"teacher_logits: shard {index + 1} of {len(writer.plan)}, {rate:,.0f} response tokens/s")
+    return summary(CacheReader(ctx.out, verify=False).certificate)
+
+
+def summary(certificate: dict[str, Any]) -> dict[str, Any]:
+    """The sidecar's results: small scalars of the certificate."""
+    out = {
+        "teacher_loss": certificate["teacher"]["loss"],
+        "teacher_accuracy": certificate["teacher"]["accuracy"],
+        "teacher_entropy": certificate["teacher"]["entropy"],
+        "response_tokens": certificate["tokens"],
+        "bytes_per_token": certificate["bytes_per_token"],
+        "method": certificate["spec"]["method"],
+        "head": certificate["spec"]["head"],
+        "tail": certificate["spec"]["tail"],
+    }
+    for t, mass in certificate["head_mass"].items():
+        out[f"head_mass_mean_T{t}"], out[f"head_mass_p05_T{t}"] = mass["mean"], mass["p05"]
+    for t, audit in certificate["audit"].items():
+        for key in ("gradient_cosine", "norm_ratio", "quantisation_kl"):
+            out[f"{key}_T{t}"] = audit[key]
+    return out
+
+
+class Examples:
+    """Token ids and label positions of the training data; Arrow buffers, no Python lists."""
+
+    def __init__(self, ids: list[str], tokens: list, labels: list) -> None:
+        self.ids, self.tokens, self.labels = ids, tokens, labels
+        self.n_labels = [len(positions) for positions in labels]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def load_examples(path) -> Examples:
+    """Read ``train.parquet``. Label positions are t ≥ 1 with loss_mask 1. Raises UserError naming the file."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ..errors import UserError
+
+    try:
+        table = pq.read_table(path, columns=["id", "input_ids", "loss_mask"]).combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not table.num_rows:
+        raise UserError(f"{path}: holds no examples")
+
+    def lists(name: str) -> list:
+        column = table.column(name).chunk(0)
+        flat, ends = column.flatten().to_numpy(zero_copy_only=False), np.cumsum(column.value_lengths().to_numpy())
+        return np.split(flat, ends[:-1])
+
+    ids, masks = table.column("id").to_pylist(), lists("loss_mask")
+    tokens = lists("input_ids")
+    labels = []
+    for name, row, mask in zip(ids, tokens, masks, strict=True):
+        if len(row) != len(mask):
+            raise UserError(f"{path}: example {name!r} has {len(row)} input_ids and {len(mask)} loss_mask values")
+        found = np.flatnonzero(mask)
+        labels.append(found[found > 0])
+    if not any(len(found) for found in labels):
+        raise UserError(f"{path}: no example has a label (loss_mask is 0 throughout)")
+    return Examples(ids, tokens, labels)
+
+
+class Teacher:
+    """A causal language model cut into its base (hidden states) and its output layer."""
+
+    def __init__(self, model, pad: int) -> None:
+        import torch
+
+        self.model, self.pad = model, pad
+        self.base, self.head = model.base_model, model.get_output_embeddings()
+        self.vocabulary, self.dtype = self.head.weight.shape[0], self.head.weight.dtype
+        config = model.config
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.scale = 1 / (getattr(config, "logits_scaling", None) or 1) * (getattr(config, "logit_scale", None) or 1)
+        self.norm = next(
+            (m for name in ("norm", "final_layer_norm", "ln_f") if (m := getattr(self.base, name, None))), None
+        )
+        self.device = model.get_input_embeddings().weight.device
+        # bf16 logits have steps of 1/8 nat: the output layer runs in fp32.
+        self._weight = self.head.weight if self.head.weight.is_cuda else self.head.weight.float()
+        self._torch = torch
+
+    def logits(self, hidden):
+        """fp32 logits [r, V] of hidden states [r, H]."""
+        torch, w = self._torch, self._weight
+        hidden = hidden.to(w.device)
+        if w.is_cuda and w.dtype != torch.float32:
+            out = torch.mm(hidden.to(w.dtype), w.T, out_dtype=torch.float32)
+        else:
+            out = torch.mm(hidden.float(), w.float().T)
+        if self.head.bias is not None:
+            out.add_(self.head.bias.float())
+        if self.scale != 1:
+            out.mul_(self.scale)
+        if self.softcap:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    def check(self) -> None:
+        """Raise UserError if the model's own logits are not those of its base and output layer."""
+        from ..errors import UserError
+
+        torch = self._torch
+        ids = torch.arange(8, device=self.device)[None] % self.vocabulary
+        own = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        ours = self.logits(self.base(input_ids=ids, use_cache=False).last_hidden_state[0]).to(own.device)
+        tolerance = 0.05 * max(1.0, float(own.abs().max()))
+        if own.shape != ours.shape or float((own - ours).abs().max()) > tolerance:
+            raise UserError(
+                f"teacher {type(self.model).__name__}: its logits are not those of its output layer; "
+                "this architecture is not supported by the logit cache"
+            )
+
+    def hidden(self, sequences: list, inner: bool = False):
+        """Last hidden states [b, L, H] of right-padded sequences and, if asked, those of an inner layer, normed.
+
+        Causal attention never looks right, so the padding needs no mask.
+        """
+        import numpy as np
+
+        length = max(map(len, sequences))
+        batch = np.full((len(sequences), length), self.pad, dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            batch[row, : len(sequence)] = sequence
+        ids = self._torch.from_numpy(batch).to(self.device)
+        output = self.base(input_ids=ids, use_cache=False, output_hidden_states=inner)
+        if not inner:
+            return output.last_hidden_state, None
+        states = output.hidden_states
+        cut = states[max(1, (len(states) - 1) * 3 // 4)]
+        return output.last_hidden_state, self.norm(cut) if self.norm is not None else cut
+
+
+def length_batches(lengths: list[int], order: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices ``order`` sorted by length, longest first, cut so that rows × longest ≤ batch_tokens (or one row)."""
+    batches: list[list[int]] = []
+    for i in sorted(order, key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def make_shard(
+    teacher: Teacher, spec, examples: Examples, span: tuple[int, int], batch_tokens: int, audit_examples: int, meter
+) -> tuple[list, list[dict]]:
+    """Packed rows of examples [start, stop) in order, and the audit of some of them."""
+    start, stop = span
+    todo = [i for i in range(start, stop) if examples.n_labels[i]]
+    audited = _audited(todo, examples.n_labels, audit_examples)
+    # Nothing after the last label's predecessor is needed.
+    lengths = {i: int(examples.labels[i][-1]) for i in todo}
+    packed: dict[int, Any] = {}
+    kept: list[tuple] = []
+    for i in range(start, stop):
+        if not examples.n_labels[i]:
+            packed[i] = _empty(spec)
+    rest = [i for i in todo if i not in audited]
+    plain = length_batches(lengths, rest, batch_tokens)
+    for batch, inner in [*((b, False) for b in plain), *(([i], True) for i in sorted(audited))]:
+        hidden, cut = teacher.hidden([examples.tokens[i][: lengths[i]] for i in batch], inner)
+        used = sum(lengths[i] for i in batch)
+        meter.add_tokens("processed", used)
+        meter.add_tokens("padding", len(batch) * lengths[batch[0]] - used)
+        meter.add_tokens("loss", sum(examples.n_labels[i] for i in batch))
+        for row, i in enumerate(batch):
+            before = teacher._torch.from_numpy(examples.labels[i] - 1).to(hidden.device)
+            states = hidden[row].index_select(0, before)
+            packed[i] = encode_example(teacher, spec, examples, i, states)
+            if inner:
+                kept.append((states, cut[row].index_select(0, before.to(cut.device)), packed[i]))
+    rows = [packed[i] for i in range(start, stop)]
+    return rows, [_audit(teacher, spec, kept)] if kept else []
+
+
+def encode_example(teacher: Teacher, spec, examples: Examples, i: int, states):
+    """Packed rows of example i from the hidden states [n, H] that predict its labels."""
+    import numpy as np
+
+    from .cache.codec import pack
+    from .cache.encode import concatenate, encode_rows, uniforms
+
+    u = uniforms(spec.seed, examples.ids[i], len(states))
+    labels = teacher._torch.from_numpy(examples.tokens[i][examples.labels[i]].astype(np.int64))
+    parts = []
+    for at in range(0, len(states), CHUNK_ROWS):
+        chunk = slice(at, at + CHUNK_ROWS)
+        logits = teacher.logits(states[chunk])
+        parts.append(encode_rows(logits, spec, u[chunk], labels[chunk].to(logits.device)))
+    return pack(concatenate(parts), spec)
+
+
+def _audited(todo: list[int], n_labels: list[int], count: int) -> set[int]:
+    """Up to ``count`` examples spread evenly over the shard, AUDIT_TOKENS response tokens at most (but one example)."""
+    chosen: set[int] = set()
+    tokens = 0
+    step = max(1, len(todo) // max(count, 1))
+    for i in todo[step // 2 :: step][:count]:
+        if chosen and tokens + n_labels[i] > AUDIT_TOKENS:
+            continue
+        chosen.add(i)
+        tokens += n_labels[i]
+    return chosen
+
+
+def _audit(teacher: Teacher, spec, kept: list[tuple]) -> dict:
+    from .cache.audit import audit_batch
+    from .cache.codec import unpack
+
+    torch = teacher._torch
+    states, cut = (torch.cat([k[j] for k in kept]) for j in (0, 1))
+    return audit_batch(
+        lambda piece: teacher.logits(states[piece]),
+        lambda piece: teacher.logits(cut[piece]),
+        cut.to(teacher._weight.device),
+        [unpack(k[2], spec) for k in kept],
+        teacher._weight,
+    )
+
+
+def _empty(spec):
+    from .cache.rows import PackedRows
+
+    return PackedRows(0, 0)
