@@ -1,0 +1,70 @@
+"""Benchmarks of the embedded default that are answered by greedy generation and checked exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .generate import Completion, generate
+from .result import Item, Result, summarise
+from .session import Session
+
+
+def _answered(session: Session, name: str, family: str, params: dict[str, Any]) -> list[tuple[dict, Completion]]:
+    from ..data.generated import evaluation_items
+
+    items = evaluation_items(family, params["items"], params["seed"])
+    with session.phase(name):
+        prompts = [session.prompt_ids(item["prompt"]) for item in items]
+        done = generate(session, prompts, params["max_new_tokens"], seed=params["seed"])
+    return list(zip(items, done, strict=True))
+
+
+def arithmetic(session: Session, name: str, params: dict[str, Any]) -> Result:
+    """Share of sums whose last number is the right one. Chance: 0."""
+    from ..data.checks import last_number
+
+    rows = [
+        Item(
+            str(item["id"]),
+            item["prompt"],
+            item["answer"],
+            done.text,
+            float(last_number(done.text) == item["answer"]),
+            done.tokens,
+            {"finish": done.finish},
+        )
+        for item, done in _answered(session, name, "arithmetic", params)
+    ]
+    return summarise(rows, 0.0)
+
+
+def instructions(session: Session, name: str, params: dict[str, Any]) -> Result:
+    """Mean share of each item's format instructions that the answer meets.
+
+    Chance: what the gold answers score when each is given to the next item instead of its own. An answer that ignores
+    the instruction meets some of them all the same.
+    """
+    from ..data.checks import check
+
+    answered = _answered(session, name, "instructions", params)
+    rows = [
+        Item(
+            str(item["id"]),
+            item["prompt"],
+            item["response"],
+            done.text,
+            check(item["check"], done.text),
+            done.tokens,
+            {"check": item["check"], "finish": done.finish},
+        )
+        for item, done in answered
+    ]
+    return summarise(rows, misplaced([item for item, _ in answered], check))
+
+
+def misplaced(items: list[dict[str, Any]], check) -> float:
+    """Mean over all pairs of different items of the score of one's gold answer on the other's instruction."""
+    pairs = [(a, b) for a in items for b in items if a is not b]
+    if not pairs:
+        return 0.0
+    return sum(check(a["check"], b["response"]) for a, b in pairs) / len(pairs)

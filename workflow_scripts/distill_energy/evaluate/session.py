@@ -1,0 +1,127 @@
+"""One loaded model and what every benchmark of a suite shares: prompts, batches, token counts, energy by phase."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .head import Head
+
+
+@dataclass
+class Spent:
+    """Wall seconds and joules of a phase; joules None with ``reason`` where they are not known."""
+
+    seconds: float = 0.0
+    joules: float | None = None
+    source: str | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Session:
+    """A model in eval mode, its tokenizer, and the stage's meter."""
+
+    model: Any
+    tokenizer: Any
+    meter: Any
+    log: Callable[[str], None]
+    inputs: dict[str, Path]
+    role: str  # teacher | student
+    dtype: str = "auto"
+    spent: dict[str, list[Spent]] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def device(self):
+        return self.model.device
+
+    @cached_property
+    def head(self) -> Head:
+        return Head(self.model)
+
+    @cached_property
+    def decoder(self):
+        """The model without its output layer."""
+        return self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        from ..models.sources import stop_ids
+
+        return stop_ids(self.model, self.tokenizer)
+
+    @cached_property
+    def batch_tokens(self) -> int:
+        """Padded tokens a forward pass: enough to fill a GPU; on a CPU larger batches gain nothing."""
+        return 16_384 if self.device.type == "cuda" else 2_048
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    def chat_text(self, messages: Sequence[dict[str, str]] | str) -> str:
+        """A conversation (or one user turn) as the model's template writes it, up to where the answer starts."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that already holds its special tokens."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def prompt_ids(self, messages: Sequence[dict[str, str]] | str) -> list[int]:
+        return self.encode(self.chat_text(messages))
+
+    def exchange(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """(prompt tokens, response tokens with the one that ends the turn), as training encodes them."""
+        from ..data.chat import encode
+
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        encoded = encode(self.tokenizer, messages)
+        if encoded is None:
+            raise ValueError(f"the response {response!r} has no token")
+        cut = len(encoded.prompt_ids)
+        return encoded.input_ids[:cut], encoded.input_ids[cut:]
+
+    def count(self, mask=None, **tokens: int) -> None:
+        """Book tokens; ``mask`` books its ones as processed and its zeros as padding."""
+        if mask is not None:
+            ones = int(mask.sum())
+            tokens = {"processed": ones, "padding": mask.numel() - ones, **tokens}
+        for kind, n in tokens.items():
+            if n:
+                self.meter.add_tokens(kind, int(n))
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[Spent]:
+        """Book what happens inside apart, under ``name``; phases do not nest."""
+        spent = Spent()
+        self.spent.setdefault(name, []).append(spent)
+        start = time.perf_counter()
+        window = None
+        try:
+            with self.meter.phase(name) as window:
+                yield spent
+                self.synchronise()
+                spent.seconds = time.perf_counter() - start
+        finally:
+            if not spent.seconds:
+                spent.seconds = time.perf_counter() - start
+            spent.joules = getattr(window, "joules", None)
+            spent.source = getattr(window, "source", None)
+            spent.reason = getattr(window, "reason", None)
+            if spent.joules is None and not spent.reason:
+                spent.reason = "the meter knows no joules of this phase"
+
+    def synchronise(self) -> None:
+        """Wait for the accelerator, so that a phase ends when its work does."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,192 @@
+"""The evaluation stage: one model, one suite of benchmarks, one load of the weights."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+RECIPE = 1
+
+#: Kind of a benchmark → "module:function(session, name, params) -> Result".
+RUNNERS = {
+    "gold_accuracy": "gold:gold_accuracy",
+    "agreement": "gold:agreement",
+    "choice": "choice:choice",
+    "arithmetic": "answers:arithmetic",
+    "instructions": "answers:instructions",
+    "lm_eval": "harness:lm_eval",
+    "alpaca_eval": "alpaca:alpaca_eval",
+    "mt_bench_101": "mtbench101:mt_bench_101",
+}
+
+
+def runner(kind: str) -> Callable[..., Any]:
+    """The function that runs a kind of benchmark. Raises UserError if there is none."""
+    if kind not in RUNNERS:
+        raise UserError(f"benchmark kind {kind!r} is not one of inference, {', '.join(RUNNERS)}")
+    module, function = RUNNERS[kind].split(":")
+    return getattr(import_module(f".{module}", __package__), function)
+
+
+def main(ctx) -> dict[str, Any]:
+    """Run the suite of ``ctx.spec`` and write its tables. Returns scores and token facts for the sidecar.
+
+    A benchmark that raises is recorded as failed with its reason and the others go on; bad input (UserError) stops.
+    """
+    params = ctx.spec.params
+    for name, benchmark in params["benchmarks"].items():
+        if benchmark["kind"] != "inference":
+            runner(benchmark["kind"])
+        if benchmark["kind"] == "agreement" and _role(ctx) != "teacher" and "teacher_evaluation" not in ctx.inputs:
+            raise UserError(f"evaluation.benchmarks.{name}: agreement needs the teacher's evaluation of the same suite")
+    session = open_session(ctx)
+    outcome = run_suite(session, params["benchmarks"])
+    _contamination(ctx, outcome)
+    return _write(ctx, session, outcome)
+
+
+def _role(ctx) -> str:
+    return (ctx.spec.labels or {}).get("role", "student")
+
+
+def open_session(ctx):
+    """Load model and tokenizer once for the whole suite."""
+    from ..models.sources import load_model, load_tokenizer
+    from .session import Session
+
+    params = ctx.spec.params
+    start = time.perf_counter()
+    with ctx.meter.phase("load"):
+        model = load_model(params["model"], ctx.inputs, params["dtype"])
+        tokenizer = load_tokenizer(params["model"], ctx.inputs)
+    ctx.log(f"loaded in {time.perf_counter() - start:.1f} s on {model.device}, {model.dtype}")
+    return Session(model, tokenizer, ctx.meter, ctx.log, ctx.inputs, _role(ctx), params["dtype"])
+
+
+class Outcome:
+    """What a suite yielded: results by benchmark, reasons of failures, rows of inference cost."""
+
+    def __init__(self, benchmarks: dict[str, dict[str, Any]]) -> None:
+        self.benchmarks = benchmarks
+        self.results: dict[str, Any] = {}
+        self.failures: dict[str, str] = {}
+        self.inference: list[dict[str, Any]] = []
+        self.contaminated: dict[str, int] = {}
+
+
+def run_suite(session, benchmarks: dict[str, dict[str, Any]]) -> Outcome:
+    """Run every benchmark; only bad input (UserError) ends the suite."""
+    from .inference import inference
+
+    outcome = Outcome(benchmarks)
+    for name, params in benchmarks.items():
+        start = time.perf_counter()
+        try:
+            if params["kind"] == "inference":
+                outcome.results[name], rows = inference(session, name, params)
+                outcome.inference += rows
+            else:
+                outcome.results[name] = runner(params["kind"])(session, name, params)
+        except UserError:
+            raise
+        except Exception as error:
+            outcome.failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            session.log(f"{name} failed\n{traceback.format_exc()}")
+        else:
+            score = outcome.results[name].score
+            shown = "" if score is None else f": {score:.4f}"
+            session.log(f"{name}{shown} ({time.perf_counter() - start:.1f} s)")
+    return outcome
+
+
+def _contamination(ctx, outcome: Outcome) -> None:
+    """Count the items whose prompt occurs in the training data that the context names."""
+    if "data" not in ctx.inputs:
+        return
+    from .contamination import contaminated
+
+    path = Path(ctx.inputs["data"]) / "train.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; contamination cannot be counted")
+    prompts = {name: [i.prompt for i in result.items] for name, result in outcome.results.items() if result.items}
+    with ctx.meter.phase("contamination"):
+        outcome.contaminated = contaminated(prompts, path)
+
+
+def score_rows(outcome: Outcome, role: str, spent: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Rows of ``scores.parquet``. For the teacher, a score not above chance is ``unusable``."""
+    from ..accounting.quality import Score, above_chance
+
+    rows = []
+    for name, params in outcome.benchmarks.items():
+        row = {
+            "benchmark": name,
+            "kind": params["kind"],
+            "in_quality": params["in_quality"],
+            "status": "ok",
+            "n": 0,
+            "contaminated": outcome.contaminated.get(name),
+            **_spent(name, spent),
+        }
+        if name in outcome.failures:
+            row |= {"status": "failed", "reason": outcome.failures[name]}
+        else:
+            result = outcome.results[name]
+            row |= {"score": result.score, "stderr": result.stderr, "chance": result.chance}
+            row |= {"n": len(result.items), "notes": result.notes}
+            if (
+                result.items
+                and role == "teacher"
+                and not above_chance(Score(name, result.score, result.stderr, result.chance))
+            ):
+                row |= {"status": "unusable", "reason": "the teacher is not above chance: a ratio to it means nothing"}
+        rows.append(row)
+    return rows
+
+
+def _spent(name: str, spent: dict[str, list[Any]]) -> dict[str, Any]:
+    """Seconds and joules of a benchmark's own phases (a judge's are in the sidecar's phase ``judge``)."""
+    windows = [w for phase, ws in spent.items() if phase == name or phase.startswith(f"{name}:") for w in ws]
+    if not windows:
+        return {"seconds": None, "joules": None, "joules_reason": "no phase was measured"}
+    unknown = [w for w in windows if w.joules is None]
+    joules = None if unknown else sum(w.joules for w in windows)
+    reason = unknown[0].reason if unknown else None
+    return {"seconds": sum(w.seconds for w in windows), "joules": joules, "joules_reason": reason}
+
+
+def _write(ctx, session, outcome: Outcome) -> dict[str, Any]:
+    from .gold import PREDICTIONS, write_predictions
+    from .inference import write_inference
+    from .result import write_items, write_scores
+
+    rows = score_rows(outcome, session.role, session.spent)
+    agreements = {
+        name: session.memo[("gold", params["items"], params["seed"])]
+        for name, params in outcome.benchmarks.items()
+        if params["kind"] == "agreement" and name in outcome.results
+    }
+    if agreements:
+        write_predictions(ctx.out / PREDICTIONS, agreements)
+    write_items(ctx.out / "items.parquet", outcome.results)
+    write_inference(ctx.out / "inference.parquet", outcome.inference)
+    write_scores(ctx.out / "scores.parquet", rows)
+    facts: dict[str, Any] = {"dtype": str(session.model.dtype).removeprefix("torch.")}
+    for row in rows:
+        name = row["benchmark"]
+        if row["kind"] == "inference" and row["status"] == "ok":
+            continue
+        facts[f"{name}.score"] = row.get("score")
+        if row["status"] != "ok":
+            facts[f"{name}.status"] = f"{row['status']}: {row['reason']}"
+        if row["contaminated"]:
+            facts[f"{name}.contaminated"] = row["contaminated"]
+        for key, value in (outcome.results[name].facts if name in outcome.results else {}).items():
+            facts[f"{name}.{key}"] = value
+    return facts
