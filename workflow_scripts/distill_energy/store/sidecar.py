@@ -28,6 +28,7 @@ STAGES = (
     "teacher_generation",
     "student_training",
     "evaluation",
+    "command",  # any other work, measured by `python -m distill_energy.energy run`
 )
 TEACHER_STAGES = ("teacher_logits", "teacher_generation")
 

@@ -1,0 +1,307 @@
+"""From readings to joules. Pure functions; the only place where readings are integrated.
+
+A device's readings are (t, counter, power): monotonic seconds, counter in device counts, power in W; None where a
+value could not be read. Gaps above ``GAP`` intervals are bounded, not trusted.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+GAP = 3  # intervals; a longer distance between readings is a gap
+REFRESH_S = 0.1  # how often NVML's energy counter moves (measured on Volta to Hopper: 20 to 100 ms)
+STALL = 3  # intervals (and at least 2 s) without a move of the counter, under load, before it is called stalled
+DISAGREE, DISPUTED = 0.02, 0.05
+
+Sample = tuple[float, float | None, float | None]
+
+
+@dataclass
+class Energy:
+    """Energy of one device over the window of its readings. ``curve_*``: cumulative J at reading times."""
+
+    gross_j: float | None = None
+    error_j: float | None = None
+    method: str | None = None
+    crosscheck_j: float | None = None
+    crosscheck_method: str | None = None
+    reason: str | None = None
+    flags: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    curve_t: list[float] = field(default_factory=list)
+    curve_j: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # of readings that counted
+
+    def at(self, t: float) -> float:
+        """Cumulative J at ``t``, linear between readings, constant outside them."""
+        times, joules = self.curve_t, self.curve_j
+        if t <= times[0]:
+            return joules[0]
+        if t >= times[-1]:
+            return joules[-1]
+        right = bisect.bisect_right(times, t)
+        t0, t1 = times[right - 1], times[right]
+        return joules[right - 1] + (joules[right] - joules[right - 1]) * (t - t0) / (t1 - t0)
+
+
+def trapezoid(samples: Sequence[tuple[float, float]], interval_s: float, cap_w: float) -> tuple[float, float]:
+    """Integral of power in J and a half-width bound on it.
+
+    Between two readings h apart the energy of a power that moves monotonically lies within h·|p1−p0|/2 of the
+    trapezoid. Across a gap the power may have been anything from 0 to ``cap_w``: the bound is the larger distance
+    from the trapezoid's mean to those.
+    """
+    joules, error = [], []
+    for (t0, p0), (t1, p1) in itertools.pairwise(samples):
+        part, bound = _piece(t1 - t0, p0, p1, interval_s, cap_w)
+        joules.append(part)
+        error.append(bound)
+    return math.fsum(joules), math.fsum(error)
+
+
+def _piece(h: float, p0: float, p1: float, interval_s: float, cap_w: float) -> tuple[float, float]:
+    mean = (p0 + p1) / 2
+    if h > GAP * interval_s:
+        return mean * h, h * max(cap_w - mean, mean)
+    return mean * h, h * abs(p1 - p0) / 2
+
+
+def gpu_energy(
+    samples: Sequence[Sample], interval_s: float, unit: float = 1e-3, limit_w: float | None = None
+) -> Energy:
+    """Energy of a GPU: its counter where it has one, the trapezoid of power otherwise and as a cross-check.
+
+    Between two readings of the counter its difference is the energy, gaps included. Where the counter went back (a
+    reset) or stood still under load, the power's trapezoid stands in for that stretch, bounded. Null if the device
+    was lost before the window's end (nothing is known of the rest), the reason saying what it drew until then.
+    """
+    start, end = samples[0][0], samples[-1][0]
+    power = [(t, p) for t, _, p in samples if p is not None]
+    counter = [(t, c) for t, c, _ in samples if c is not None]
+    result = Energy(times=[t for t, c, p in samples if c is not None or p is not None])
+    if not result.times:
+        result.reason = "no reading succeeded"
+        return result
+    cap = max([p for _, p in power] + [limit_w or 0.0])
+    result.method = "nvml_counter" if counter else "nvml_power_integral"
+    use_counter = bool(counter)
+    if use_counter:
+        curve, error = _counter_curve(counter, power, interval_s, unit, cap, result)
+    else:
+        curve, error = _power_curve(power, interval_s, cap)
+    head, tail = curve[0][0] - start, end - curve[-1][0]
+    if tail > GAP * interval_s or head > GAP * interval_s:
+        when = (
+            f"lost {end - curve[-1][0]:.1f} s before the end" if tail >= head else f"not read in the first {head:.1f} s"
+        )
+        result.flags.append("lost_device")
+        result.reason = f"{when}; {curve[-1][1]:.1f} J were counted in between"
+        result.curve_t, result.curve_j = [t for t, _ in curve], [j for _, j in curve]
+        return result
+    curve, edge_error = _edges(curve, power, start, end, cap)
+    result.curve_t, result.curve_j = [t for t, _ in curve], [j for _, j in curve]
+    result.gross_j, result.error_j = curve[-1][1], error + edge_error
+    if use_counter and len(power) > 1:
+        _crosscheck(result, power, interval_s, cap, start, end)
+    return result
+
+
+def _power_curve(power: list[tuple[float, float]], interval_s: float, cap: float):
+    curve, error = [(power[0][0], 0.0)], []
+    total = 0.0
+    carry = 0.0  # Kahan: a day of 0.5 s steps adds up exactly
+    for (t0, p0), (t1, p1) in itertools.pairwise(power):
+        part, bound = _piece(t1 - t0, p0, p1, interval_s, cap)
+        y = part - carry
+        new = total + y
+        carry, total = (new - total) - y, new
+        curve.append((t1, total))
+        error.append(bound)
+    return curve, math.fsum(error)
+
+
+def _counter_curve(counter, power, interval_s: float, unit: float, cap: float, result: Energy):
+    """Cumulative J over the counter's readings, with resets and stalls bridged by the power."""
+    base_curve, _ = _power_curve(power, interval_s, cap) if power else ([], 0.0)
+    reference = Energy(curve_t=[t for t, _ in base_curve], curve_j=[j for _, j in base_curve])
+
+    def by_power(t0: float, t1: float) -> float | None:
+        return reference.at(t1) - reference.at(t0) if reference.curve_t else None
+
+    stalls = _stalls(counter, by_power, interval_s)
+    counts = 0  # integers: exact over any length
+    bridged: list[float] = []
+    errors: list[float] = []
+    curve = [(counter[0][0], 0.0)]
+    index = 0
+    while index < len(counter) - 1:
+        stop = stalls.get(index, index + 1)
+        (t0, c0), (t1, c1) = counter[index], counter[stop]
+        delta = c1 - c0
+        expected = by_power(t0, t1)
+        if delta < 0:
+            result.flags.append("counter_reset")
+            bridged.append(expected or 0.0)
+            errors.append((t1 - t0) * cap)
+        elif stop > index + 1 and expected is not None and delta * unit < 0.5 * expected:
+            result.flags.append("counter_stalled")
+            result.notes.append(f"counter stood still for {t1 - t0:.1f} s; power was integrated instead")
+            bridged.append(expected)
+            errors.append(abs(expected - delta * unit))
+        else:
+            counts += delta
+        index = stop
+        curve.append((t1, counts * unit + math.fsum(bridged)))
+    if power:
+        errors.append(REFRESH_S * (power[0][1] + power[-1][1]))
+    else:
+        errors.append(2 * REFRESH_S * cap)
+    return curve, math.fsum(errors) + 2 * unit
+
+
+def _stalls(counter, by_power, interval_s: float) -> dict[int, int]:
+    """Stretches in which the counter stood still under load: first index -> index of the reading that ends it."""
+    found, index = {}, 0
+    while index < len(counter) - 1:
+        stop = index
+        while stop < len(counter) - 1 and counter[stop + 1][1] == counter[index][1]:
+            stop += 1
+        length = counter[stop][0] - counter[index][0]
+        if length > max(STALL * interval_s, 2.0):
+            expected = by_power(counter[index][0], counter[stop][0])
+            if expected is not None and expected > 1.0 * length:  # more than 1 W
+                found[index] = min(stop + 1, len(counter) - 1)
+                stop = found[index]
+        index = max(stop, index + 1)
+    return found
+
+
+def _edges(curve, power, start: float, end: float, cap: float):
+    """Extend the curve to the window's edges at the nearest power, bounded."""
+    error = 0.0
+    head, tail = curve[0][0] - start, end - curve[-1][0]
+    first = power[0][1] if power else 0.0
+    last = power[-1][1] if power else 0.0
+    if head > 0:
+        curve = [(start, 0.0), *((t, j + first * head) for t, j in curve)]
+        error += head * max(cap - first, first)
+    if tail > 0:
+        curve = [*curve, (end, curve[-1][1] + last * tail)]
+        error += tail * max(cap - last, last)
+    return curve, error
+
+
+def _crosscheck(result: Energy, power, interval_s: float, cap: float, start: float, end: float) -> None:
+    curve, _ = _power_curve(power, interval_s, cap)
+    curve, _ = _edges(curve, power, start, end, cap)
+    result.crosscheck_j, result.crosscheck_method = curve[-1][1], "nvml_power_integral"
+    # what the counter's refresh alone can explain at both edges is no disagreement
+    slack = REFRESH_S * (power[0][1] + power[-1][1])
+    larger = max(result.gross_j, result.crosscheck_j)
+    difference = abs(result.gross_j - result.crosscheck_j) - slack
+    if larger > 0 and difference > DISAGREE * larger:
+        share = abs(result.gross_j - result.crosscheck_j) / larger
+        result.flags.append("disputed" if difference > DISPUTED * larger else "counter_power_differ")
+        result.notes.append(f"counter and power differ by {100 * share:.1f}%")
+
+
+def rapl_energy(
+    samples: Sequence[Sample], interval_s: float, range_uj: int | None, limit_w: float, unit: float = 1e-6
+) -> Energy:
+    """Energy of a RAPL zone in J: differences of its counter, a wrap adding the range, as exact integers.
+
+    A difference that no wrap explains within ``limit_w`` is a reset (suspend, driver reload): that stretch is bridged
+    with the mean power of the rest, bounded. A gap so long that more than one wrap fits makes the energy ambiguous:
+    the smallest is taken and the bound says how many more fit.
+    """
+    counter = [(t, c) for t, c, _ in samples if c is not None]
+    result = Energy(times=[t for t, _ in counter], method="rapl")
+    if len(counter) < 1:
+        result.method, result.reason = None, "no reading succeeded"
+        return result
+    start, end = samples[0][0], samples[-1][0]
+    if end - counter[-1][0] > GAP * interval_s or counter[0][0] - start > GAP * interval_s:
+        result.flags.append("lost_device")
+        result.reason = "the counter could not be read in a part of the window"
+        return result
+    total, resets, error = 0, [], 0.0
+    curve: list[list[float]] = [[counter[0][0], 0.0]]
+    for (t0, c0), (t1, c1) in itertools.pairwise(counter):
+        delta, h = c1 - c0, t1 - t0
+        most = limit_w * max(h, interval_s) / unit  # counts
+        if delta < 0 and range_uj:
+            delta += range_uj
+        if delta < 0 or delta > most:
+            result.flags.append("counter_reset")
+            resets.append((len(curve), h))
+            delta = 0
+        elif range_uj and (fit := int((most - delta) // range_uj)) > 0 and h > GAP * interval_s:
+            result.flags.append("wraps_ambiguous")
+            error += fit * range_uj * unit
+        total += delta
+        curve.append([t1, total * unit])
+    known = sum(t1 - t0 for (t0, _), (t1, _) in itertools.pairwise(counter)) - sum(h for _, h in resets)
+    mean = total * unit / known if known > 0 else 0.0
+    for index, h in resets:
+        for point in curve[index:]:
+            point[1] += mean * h
+        error += h * max(limit_w - mean, mean)
+    head, tail = counter[0][0] - start, end - counter[-1][0]
+    curve, edge_error = _edges([tuple(p) for p in curve], [(start, mean), (end, mean)], start, end, limit_w)
+    result.curve_t, result.curve_j = [t for t, _ in curve], [j for _, j in curve]
+    result.gross_j = total * unit if not resets and head <= 0 and tail <= 0 else curve[-1][1]
+    # the counter moves every millisecond
+    result.error_j = error + edge_error + 2e-3 * mean + 2 * unit
+    return result
+
+
+def estimate_energy(samples: Sequence[Sample], method: str) -> Energy:
+    """A running total that something else keeps (J). No bound is known for an estimate."""
+    points = [(t, c) for t, c, _ in samples if c is not None]
+    result = Energy(times=[t for t, _ in points], method=method)
+    if not points:
+        result.method, result.reason = None, "no estimate was made"
+        return result
+    base, carried, previous = points[0][1], 0.0, points[0][1]
+    for t, c in points:
+        if c < previous:  # the estimator was started again
+            carried += previous - base
+            base = 0.0
+        previous = c
+        if result.curve_t and t <= result.curve_t[-1]:
+            result.curve_j[-1] = carried + c - base
+            continue
+        result.curve_t.append(t)
+        result.curve_j.append(carried + c - base)
+    result.gross_j = result.curve_j[-1]
+    return result
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Sampling as it was: seconds, and the share of the window in gaps no longer than ``GAP`` intervals."""
+
+    median_s: float | None
+    largest_s: float | None
+    gaps: int
+    coverage: float | None
+
+
+def timing(times: Sequence[float], start: float, end: float, interval_s: float) -> Timing:
+    """Quality of a series of reading times within the window [start, end]."""
+    inside = sorted({start, end, *(t for t in times if start <= t <= end)})
+    steps = [b - a for a, b in itertools.pairwise(inside)]
+    between = [b - a for a, b in itertools.pairwise(sorted(times))]
+    window = end - start
+    long = [step for step in steps if step > GAP * interval_s]
+    return Timing(
+        median_s=statistics.median(between) if between else None,
+        largest_s=max(steps) if steps else None,
+        gaps=len(long),
+        coverage=1 - math.fsum(long) / window if window > 0 else None,
+    )

@@ -1,0 +1,71 @@
+"""Who an attempt is: host, boot, SLURM job, process. Imported by the sampler, so nothing heavy."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+
+def utc(timestamp: float) -> str:
+    """Unix seconds as ISO 8601 UTC with microseconds."""
+    return dt.datetime.fromtimestamp(timestamp, dt.UTC).isoformat(timespec="microseconds")
+
+
+def boot_id() -> str | None:
+    """The kernel's id of this boot: monotonic times compare only within one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot: tells a process from a later one with the same pid."""
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """``/proc/<pid>/stat`` from the third field (state) on; None if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text[text.rindex(")") + 2 :].split()  # the command in brackets may hold spaces and brackets
+
+
+def attempt_identity(now: float) -> dict[str, Any]:
+    """Fields of ``store.sidecar.Attempt`` that say who runs, with ``pid_start`` and an ``id`` nobody else makes."""
+    host, boot, pid = socket.gethostname(), boot_id(), os.getpid()
+    job = os.environ.get("SLURM_JOB_ID")
+    restart = int(os.environ["SLURM_RESTART_COUNT"]) if os.environ.get("SLURM_RESTART_COUNT", "").isdigit() else None
+    start = process_start(pid)
+    stamp = dt.datetime.fromtimestamp(now, dt.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    who = f"slurm{job}.{restart or 0}" if job else "local"
+    name = f"{stamp}-{host}-{(boot or 'noboot')[:8]}-{who}-{pid}-{start or 0}"
+    return {
+        "id": re.sub(r"[^A-Za-z0-9_.-]", "_", name),
+        "host": host,
+        "boot_id": boot,
+        "pid": pid,
+        "pid_start": start,
+        "slurm_job_id": job,
+        "slurm_restart": restart,
+    }
+
+
+def alive(identity: dict[str, Any]) -> bool | None:
+    """Whether the attempt's process still runs; None if it is on another host."""
+    if identity.get("host") != socket.gethostname():
+        return None
+    if identity.get("boot_id") != boot_id():
+        return False
+    fields = stat_fields(identity["pid"])
+    if not fields or fields[0] in "ZX":
+        return False
+    start = identity.get("pid_start")
+    return start is None or int(fields[19]) == start

@@ -1,0 +1,283 @@
+"""The Meter: what a stage holds while it is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..store.sidecar import Attempt
+from . import journal
+from .attempts import build_attempt
+from .board import TOKEN_KINDS, Board
+from .config import MeterConfig
+from .exclusive import DeviceLocks
+from .identity import attempt_identity
+from .idle import IdleBaseline
+
+REPLY_S = 30.0
+
+
+class PhaseHandle:
+    """What ``with meter.phase(name) as phase`` gives; ``joules`` is known after the block, None if it is unknown."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.joules: float | None = None
+        self.wall_s: float | None = None
+
+
+class Meter:
+    """Measures the energy of this process's work from entry to exit.
+
+    Start-up (driver, CodeCarbon) lies before the window. While open, SIGTERM ends the main thread with
+    ``SystemExit(143)`` and the attempt is closed as ``preempted``. Nothing that happens to the sampler stops the
+    stage: the attempt then says so in its flags.
+
+    Raises UserError if the attempt's folder cannot be made, or the visible GPUs cannot be told apart.
+    """
+
+    def __init__(
+        self,
+        attempts_dir: str | Path,
+        config: MeterConfig | None = None,
+        identity: dict[str, Any] | None = None,
+        idle: IdleBaseline | None = None,
+    ) -> None:
+        self.attempts_dir = Path(attempts_dir)
+        self.config = config or MeterConfig()
+        self.identity = dict(identity or {})
+        self.idle = idle
+        self.attempt: Attempt | None = None
+        self.start_up_s: float | None = None  # outside the window
+        self.waited_s = 0.0
+        self._lock = threading.RLock()
+        self._locks = DeviceLocks()
+        self._board: Board | None = None
+        self._sampler: subprocess.Popen | None = None
+        self._buffer = b""
+        self._phases = 0
+        self._preempted = False
+        self._old_handler: Any = None
+        self._unsaved: list[dict[str, Any]] = []
+
+    # -- entry and exit
+
+    def __enter__(self) -> "Meter":
+        began = time.monotonic()
+        self._who = attempt_identity(time.time())
+        self.folder = self._make_folder()
+        self._board = Board.create()
+        ready = self._start_sampler()
+        gpus = [device["device"] for device in ready["ready"] if device["component"] == "gpu"]
+        if gpus and self.config.exclusive:
+            self.waited_s = self._locks.acquire(gpus, lambda text: print(text, file=sys.stderr, flush=True))
+        self._install_handler()
+        go = self._command({"c": "go"})
+        if go is None:
+            self._restore_handler()
+            raise UserError(f"the sampler ended at its start: see {self.folder / 'sampler.log'}")
+        self._started = go["t"]
+        self.start_up_s = time.monotonic() - began - self.waited_s
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._restore_handler()
+        if kind is None:
+            outcome, reason = "completed", None
+        elif self._preempted:
+            outcome, reason = "preempted", "SIGTERM"
+        else:
+            outcome, reason = "failed", f"{kind.__name__}: {error}".splitlines()[0][:300]
+        self._stop(outcome, reason)
+        self._locks.release()
+        records, torn = journal.read(self.folder / journal.NAME)
+        self.attempt = build_attempt(records + self._unsaved, torn)
+        self._board.close()
+
+    def _make_folder(self) -> Path:
+        name = self._who["id"]
+        for suffix in range(1000):
+            self._who["id"] = name if not suffix else f"{name}-{suffix}"
+            folder = self.attempts_dir / self._who["id"]
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                if self.attempts_dir.is_dir():
+                    continue
+                raise UserError(f"{self.attempts_dir}: cannot be made, a file is in the way") from None
+            except OSError as error:
+                raise UserError(f"{folder}: the attempt's folder cannot be made ({error.strerror})") from None
+        raise UserError(f"{self.attempts_dir}: no free attempt name")
+
+    def _start_sampler(self, resume: bool = False) -> dict[str, Any]:
+        root = str(Path(__file__).resolve().parents[2])
+        env = dict(os.environ)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
+        settings = {
+            **self.config.as_dict(),
+            "attempt": self._who,
+            "identity": self.identity,
+            "journal": str((self.folder / journal.NAME).resolve()),
+            "board_fd": self._board.fd,
+            "idle": self.idle.as_dict() if self.idle else None,
+            "resume": resume,
+        }
+        with open(self.folder / "sampler.log", "ab") as log:
+            self._sampler = subprocess.Popen(
+                [sys.executable, "-m", "distill_energy.energy.sampler"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=env,
+                pass_fds=[self._board.fd],
+                start_new_session=True,  # Ctrl-C in a terminal is for the stage
+            )
+        ready = self._command(settings, self.config.start_timeout_s)
+        if ready is None:
+            raise UserError(f"the sampler did not start: see {self.folder / 'sampler.log'}")
+        if "failed" in ready:
+            raise UserError(ready["failed"])
+        return ready
+
+    # -- what a stage calls
+
+    def add_tokens(self, kind: str, n: int) -> None:
+        """Count ``n`` tokens of ``kind`` (processed, loss, generated, padding). Kept even if the stage is killed."""
+        if kind not in TOKEN_KINDS:
+            raise ValueError(f"token kind {kind!r}: one of {', '.join(TOKEN_KINDS)}")
+        if n < 0:
+            raise ValueError(f"{n} tokens: a count is not negative")
+        with self._lock:
+            self._board.add_tokens(kind, int(n))
+
+    def joules(self) -> float | None:
+        """Gross J so far over the components of the total, as of the sampler's last tick; None if unknown. Cheap."""
+        return self._board.total()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[PhaseHandle]:
+        """Book a part of the stage apart. It stays in the stage's total."""
+        handle = PhaseHandle(name)
+        with self._lock:
+            self._phases += 1
+            number = self._phases
+        begun = self._mark({"c": "phase+", "id": number, "name": name})
+        try:
+            yield handle
+        finally:
+            ended = self._mark({"c": "phase-", "id": number, "name": name})
+            handle.wall_s = ended["t"] - begun["t"]
+            if begun["total"] is not None and ended["total"] is not None:
+                handle.joules = ended["total"] - begun["total"]
+
+    def write_power(self, path: str | Path) -> None:
+        """Write the power trace of every attempt of this stage (see :func:`distill_energy.energy.write_power`)."""
+        from .power import write_power
+
+        write_power(self.attempts_dir, path, extra=self._unsaved)
+
+    # -- the sampler
+
+    def _mark(self, command: dict[str, Any]) -> dict[str, Any]:
+        reply = self._command(command)
+        if reply is not None:
+            return reply
+        t = time.monotonic()
+        self._write([{"r": command["c"], "t": t, "id": command["id"], "name": command["name"]}])
+        return {"t": t, "total": None}
+
+    def _command(self, command: dict[str, Any], timeout_s: float = REPLY_S) -> dict[str, Any] | None:
+        """Send a command and wait for its reply; None if the sampler is gone."""
+        with self._lock:
+            sampler = self._sampler
+            if sampler is None:
+                return None
+            try:
+                os.write(sampler.stdin.fileno(), json.dumps(command).encode() + b"\n")
+                return self._reply(timeout_s)
+            except OSError:
+                return self._lost()
+
+    def _reply(self, timeout_s: float) -> dict[str, Any] | None:
+        fd = self._sampler.stdout.fileno()
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([fd], [], [], left)[0]:
+                return self._lost()
+            chunk = os.read(fd, 1 << 20)
+            if not chunk:
+                return self._lost()
+            self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def _lost(self) -> None:
+        """The sampler ended or hangs: end it for good, so that the journal has one writer again."""
+        sampler, self._sampler = self._sampler, None
+        sampler.kill()
+        sampler.wait()
+        for stream in (sampler.stdin, sampler.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
+        self._buffer = b""
+        self._board.set_total(None, time.monotonic())
+        return None
+
+    def _stop(self, outcome: str, reason: str | None) -> None:
+        reply = self._command({"c": "stop", "outcome": outcome, "reason": reason})
+        if reply is not None:
+            self._unsaved = [json.loads(line) for line in reply["unsaved"] if line.startswith("{")]
+            self._sampler.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._sampler.wait(10)
+            self._sampler.stdout.close()
+            self._sampler = None
+            return
+        t = time.monotonic()
+        self._write(
+            [
+                {"r": "flag", "t": t, "flag": "sampler_died", "note": "the sampler ended before the stage"},
+                {"r": "tokens", "t": t, "n": self._board.tokens()},
+                {"r": "end", "t": t, "u": time.time(), "outcome": outcome, "reason": reason},
+            ]
+        )
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        """Write to the journal in the dead sampler's place; what the disk refuses stays in memory."""
+        try:
+            writer = journal.JournalWriter(self.folder / journal.NAME)
+        except OSError:
+            self._unsaved += records
+            return
+        for record in records:
+            writer.write(record)
+        self._unsaved += [json.loads(line) for line in writer.waiting if line.startswith(b"{")]
+        writer.close()
+
+    # -- SIGTERM
+
+    def _install_handler(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _restore_handler(self) -> None:
+        if self._old_handler is not None:
+            signal.signal(signal.SIGTERM, self._old_handler)
+            self._old_handler = None
+
+    def _on_sigterm(self, *_: object) -> None:
+        self._preempted = True
+        raise SystemExit(143)

@@ -1,0 +1,47 @@
+"""The running total that the sampler publishes on each tick. Plain sums; the final figures come from ``account``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RunningTotal:
+    """Gross J since the first tick over the components that belong to the total; None if one is unknown."""
+
+    def __init__(self, devices: list[dict[str, Any]], absent: list[dict[str, Any]]) -> None:
+        self.devices = devices
+        self.unknown = any(item["in_total"] for item in absent)
+        self.joules = [0.0] * len(devices)
+        self.last: list[tuple[float, Any, Any] | None] = [None] * len(devices)
+
+    def add(self, t: float, values: list[list[Any]]) -> float | None:
+        for index, (device, value) in enumerate(zip(self.devices, values, strict=True)):
+            self._step(index, device, t, value)
+        wanted = [i for i, device in enumerate(self.devices) if in_total(device)]
+        if self.unknown or not wanted or any(self.last[i] is None for i in wanted):
+            return None
+        return sum(self.joules[i] for i in wanted)
+
+    def _step(self, index: int, device: dict[str, Any], t: float, value: list[Any]) -> None:
+        counter, power = value[0], value[1]
+        if counter is None and power is None:
+            return
+        previous = self.last[index]
+        self.last[index] = (t, counter, power)
+        if previous is None:
+            return
+        t0, c0, p0 = previous
+        if counter is not None and c0 is not None:
+            delta = counter - c0
+            if delta < 0 and device.get("range"):
+                delta += device["range"]
+            if delta >= 0:
+                self.joules[index] += delta * device["unit"]
+                return
+        if power is not None and p0 is not None:
+            self.joules[index] += (t - t0) * (power + p0) / 2 * 1e-3
+
+
+def in_total(device: dict[str, Any]) -> bool:
+    """CodeCarbon's RAM is a flat model of the number of modules, not of the work: shown, not counted."""
+    return not (device["kind"] == "codecarbon" and device["component"] == "dram")
