@@ -169,6 +169,8 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
     row |= _label_columns(sidecar.labels)
     if row["seed"] is None and sidecar.seed is not None:
         row["seed"] = sidecar.seed
+    if sidecar.stage == "student_training" and row["run"] is None:
+        row["run"] = sidecar.version  # its version holds data set, pipeline, hyperparameters, student and seed
     energy, tokens = sidecar.energy, sidecar.tokens
     for kind in ("gpu", "cpu", "dram"):
         row[f"{kind}_j"], row[f"{kind}_net_j"] = _component_sums(energy.components, kind)

@@ -176,7 +176,9 @@ def _limits(replicates, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference(one: Quality, other: Quality, confidence: float) -> tuple[float | None, float | None, float | None]:
+def difference(
+    one: Quality, other: Quality, confidence: float = 0.95
+) -> tuple[float | None, float | None, float | None]:
     """ΔQ = Q(one) − Q(other) with its interval from paired replicates: (value, low, high)."""
     if one.value is None or other.value is None:
         return None, None, None

@@ -228,10 +228,24 @@ def _baseline(group: Group, groups: Mapping[str, Group], options: Options) -> Gr
     found = [
         g
         for g in groups.values()
-        if (g.first["student"], g.first["dataset"], g.first["pipeline"])
-        == (first["student"], first["dataset"], options.baseline)
+        if all(g.first[k] == first[k] for k in ("student", "dataset", "teacher"))
+        and g.first["pipeline"] == options.baseline
     ]
-    return found[0] if len(found) == 1 else None
+    return _matching(found, first)
+
+
+def _matching(found: list[Group], first: Row) -> Group | None:
+    """Of several settings of the baseline: the one that agrees on the shared hyperparameters, then the best Q."""
+    if len(found) > 1:
+        ours = json.loads(first["hyperparameters"] or "{}")
+        agreeing = []
+        for group in found:
+            theirs = json.loads(group.first["hyperparameters"] or "{}")
+            if all(theirs[k] == ours[k] for k in theirs.keys() & ours.keys()):
+                agreeing.append(group)
+        found = agreeing or found
+        found.sort(key=lambda g: (-(g.quality.value or 0.0) if g.quality else 0.0, g.name))
+    return found[0] if found else None
 
 
 def _teacher_sd(runs: Sequence[Run]) -> float:
@@ -332,7 +346,7 @@ def _reference_student(group: Group, groups, student: str, options: Options) -> 
         if (g.first["student"], g.first["dataset"], g.first["pipeline"])
         == (student, group.first["dataset"], options.baseline)
     ]
-    return found[0] if len(found) == 1 else None
+    return _matching(found, group.first)
 
 
 def _t_columns(result: BreakEven, reference, cell, theirs, ours) -> dict[str, Any]:
