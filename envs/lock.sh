@@ -48,3 +48,4 @@ for name in "$@"; do
     esac
 done
 rm .pins
+python3 conda.py

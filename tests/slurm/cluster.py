@@ -32,9 +32,6 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server", "mariadb-client")
 ETC = Path("/etc/slurm")
 CONF_FILES = ("slurm.conf", "gres.conf", "cgroup.conf")
-MARK = (
-    "DISTILL_ENERGY_TEST_CLUSTER"  # in the environment of every process of the cluster; not SLURM_*, which is dropped
-)
 NAME = "distilltest"
 LOCK = Path("/tmp/distill-energy-slurm.lock")
 
