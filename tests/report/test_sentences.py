@@ -6,7 +6,7 @@ import pytest
 
 from distill_energy.__main__ import main
 from distill_energy.accounting.aggregate import answer
-from distill_energy.report.sentences import energy, sentence, serving
+from distill_energy.report.sentences import detail, energy, sentence, serving
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,9 @@ def test_each_group_gets_one_sentence_with_its_own_numbers(summary):
         text = sentence(row, summary)
         assert row["student"] in text
         if row["n_star_status"] == "finite":
-            assert re.search(r"pays back after \d+ reuses? \(95 % interval: \d+ to \d+\)", text)
+            assert re.search(r"pays back after \d+ reuses? \(95\u202f% interval: \d+ to \d+\)", text)
             assert f"you have {row['n_reuse']}" in text
-            assert "ΔQ" in text
+            assert "ΔQ" in detail(row, summary)
 
 
 def changed(row, **values):

@@ -13,7 +13,7 @@ from . import inference, pareto, quality, trajectory
 from .breakeven import JOULES_PER_KWH, BreakEven, n_star, t_star
 from .graph import TEACHER, Provenance
 from .intervals import Estimate, mean_interval
-from .labels import group_labels
+from .labels import group_labels, pipeline_name
 from .ledger import key_of, provenance
 from .options import Options
 from .runs import Row, Run, build_runs
@@ -328,7 +328,7 @@ def _tokens_to_serve(group: Group, base: Group | None, groups, teachers, options
             result = BreakEven("unknown", reason="this is the reference" if other is group else "no reference model")
             return _t_columns(result, None, None, None, None)
         spent = mean_interval([r.training for r in other.runs]).value
-        cells, shown = other.inference, f"{other.first['pipeline']} {other.first['student']}"
+        cells, shown = other.inference, f"{pipeline_name(other.first['pipeline'])} {other.first['student']}"
     cell = inference.common_cell([group.inference, cells])
     if cell is None:
         reason = "J/token was not measured for both the student and its reference"

@@ -62,12 +62,16 @@ def run_summary(options: argparse.Namespace) -> int:
 
 def text_answer(rows, summary, problems) -> list[str]:
     """The answer as lines of text."""
-    from .sentences import energy, sentence, serving
-    from .style import number
+    from .sentences import detail, energy, sentence
+    from .style import energy_unit, number
 
-    lines = [sentence(row, summary) for row in summary]
-    lines += [text for row in summary if (text := serving(row))]
-    header = ("group", "seeds", "E one-off", "amortised", "marginal", "Q", "N", "N*", "front")
+    lines = []
+    for row in summary:
+        lines.append(sentence(row, summary))
+        if text := detail(row, summary):
+            lines.append(f"    {text}")
+    factor, unit = energy_unit([row[f"e_{v}_kwh"] for row in summary for v in _VIEWS])
+    header = ("group", "seeds", f"one-off ({unit})", "amortised", "marginal", "Q", "N", "N*", "front")
     table = [header]
     for row in summary:
         star = number(row["n_star"]) if row["n_star"] is not None else row["n_star_status"]
@@ -75,7 +79,7 @@ def text_answer(rows, summary, problems) -> list[str]:
             (
                 row["label"],
                 str(row["seeds"]),
-                *(energy(row[f"e_{v}_kwh"]) if row[f"e_{v}_kwh"] is not None else "unknown" for v in _VIEWS),
+                *("unknown" if row[f"e_{v}_kwh"] is None else number(row[f"e_{v}_kwh"] * factor) for v in _VIEWS),
                 "unknown" if row["q"] is None else f"{row['q']:.3f}",
                 "–" if row["n_reuse"] is None else str(row["n_reuse"]),
                 "–" if row["is_baseline"] else star,

@@ -9,6 +9,8 @@ from ..accounting.breakeven import whole_reuses
 from ..accounting.labels import pipeline_name
 from .style import number
 
+PERCENT = "\u202f%"  # a narrow space that does not break
+
 
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
@@ -23,7 +25,7 @@ def _name(row: Mapping[str, Any]) -> str:
 def _range(row: Mapping[str, Any]) -> str:
     if row["n_star_low"] is None:
         return "" if row["n_star_status"] != "finite" else ", from one seed and so without an interval"
-    level = f"{100 * row['confidence']:.3g} %"
+    level = f"{100 * row['confidence']:.3g}{PERCENT}"
     low = whole_reuses(row["n_star_low"])
     if row["n_star_high"] is None:
         return f" ({level} interval: {low} reuses to never)"
@@ -36,31 +38,41 @@ def _so_far(row: Mapping[str, Any], base: str) -> str:
     if excess is None:
         return f"{have}."
     percent = abs(excess) * 100
-    amount = f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
-    compared = "more" if excess > 0 else "less"
-    text = f"{have}: teacher's share and training have cost {amount} {compared} than {base} so far"
-    if row["p_pays"] is not None:
-        text += f" (probability that it has paid: {_probability(row['p_pays'])})"
-    return text + "."
+    amount = f"{percent:.0f}{PERCENT}" if percent >= 1 else f"{percent:.1f}{PERCENT}"
+    return f"{have}: it has cost {amount} {'more' if excess > 0 else 'less'} than {base} so far."
 
 
 def _probability(value: float) -> str:
-    return "< 1 %" if value < 0.01 else "> 99 %" if value > 0.99 else f"{100 * value:.0f} %"
+    shown = "below 1" if value < 0.01 else "above 99" if value > 0.99 else f"{100 * value:.0f}"
+    return shown + PERCENT
 
 
-def _quality(row: Mapping[str, Any], base: str) -> str:
-    if row["delta_q"] is None:
-        return ""
-    change = f"{row['delta_q']:+.3f}"
-    if row["delta_q_low"] is not None:
-        change += f" [{row['delta_q_low']:+.3f}, {row['delta_q_high']:+.3f}]"
-    text = f" Its quality differs from {base} by ΔQ = {change}"
-    equal = row["n_star_equal_quality_status"]
-    if equal == "finite":
-        text += f"; at equal quality it pays back after {_plural(whole_reuses(row['n_star_equal_quality']), 'reuse')}"
-    elif equal in ("never", "undecided"):
-        text += f"; at equal quality: {equal}"
-    return text + "."
+def detail(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What belongs beside the sentence: the chance that it has paid, the quality bought, and T*. None if nothing
+    does."""
+    base = next((r for r in rows if r["group"] == row["baseline_group"]), None)
+    parts = []
+    if row["p_pays"] is not None and not row["is_baseline"]:
+        parts.append(f"Probability that it has paid so far: {_probability(row['p_pays'])}.")
+    if row["delta_q"] is not None and base is not None:
+        change = f"{row['delta_q']:+.3f}"
+        if row["delta_q_low"] is not None:
+            change += f" ({row['delta_q_low']:+.3f} to {row['delta_q_high']:+.3f})"
+        text = f"Quality against {pipeline_name(base['pipeline'])}: ΔQ = {change}"
+        equal = row["n_star_equal_quality_status"]
+        if equal == "finite":
+            text += (
+                f"; at equal quality it pays back after {_plural(whole_reuses(row['n_star_equal_quality']), 'reuse')}"
+            )
+        elif equal == "never":
+            text += "; at equal quality it never pays back"
+        elif equal == "undecided":
+            text += "; at equal quality it is undecided whether it pays back"
+        parts.append(text.replace("-", "−") + ".")
+    own = row["t_star_reference"] is not None and row["t_star_reference"].endswith(f" {row['student']}")
+    if (served := serving(row)) and not (own and row["t_star_status"] == "undecided"):  # the same architecture
+        parts.append(served)
+    return " ".join(parts) or None
 
 
 def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -93,7 +105,7 @@ def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
             f"{name} pays back after {_plural(whole_reuses(row['n_star']), 'reuse')}{_range(row)};"
             f" {_so_far(row, base_name)}"
         )
-    return text + _quality(row, base_name)
+    return text
 
 
 def serving(row: Mapping[str, Any]) -> str | None:
@@ -101,21 +113,20 @@ def serving(row: Mapping[str, Any]) -> str | None:
     reference = row["t_star_reference"]
     if reference is None:
         return None
-    name = _name(row)
     status = row["t_star_status"]
     if status == "finite":
         limits = ""
         if row["t_star_low"] is not None and row["t_star_high"] is not None:
             limits = f" ({number(row['t_star_low'], 2)} to {number(row['t_star_high'], 2)})"
         tokens = f"{number(row['t_star'])} tokens{limits}"
-        return f"{name} has repaid its training after {tokens} served instead of {reference}."
+        return f"Served instead of {reference} it repays its training after {tokens}."
     if status == "immediate":
-        return f"{name} repays from the first token: it cost no more than {reference} and serves for less."
+        return f"It repays from the first token served: it cost no more than {reference} and serves for less."
     if status == "undecided":
-        return f"{name}: undecided whether serving it instead of {reference} saves energy."
+        return f"Whether serving it instead of {reference} saves energy is undecided."
     if status == "never":
-        return f"{name} never repays by serving: a token takes no less energy than {reference}'s."
-    return f"{name}: T* against {reference} is unknown, because {row['t_star_reason']}."
+        return f"It never repays by being served: a token takes no less energy than with {reference}."
+    return f"T* against {reference} is unknown, because {row['t_star_reason']}."
 
 
 def energy(kwh: float | None) -> str:
