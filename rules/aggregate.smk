@@ -1,5 +1,12 @@
 """From sidecars to the answer: the ledger, N* from real reuse counts, figures and the page."""
 
+# Seconds of work on small files: not worth a cluster job each.
+localrules:
+    aggregate,
+    figure,
+    report,
+
+
 FIGURES = ["pareto", "stage_breakdown", "amortization"]
 
 
