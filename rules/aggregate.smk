@@ -1,5 +1,6 @@
 """From sidecars to the answer: the ledger, N* from real reuse counts, figures and the page."""
 
+
 # Seconds of work on small files: not worth a cluster job each.
 localrules:
     aggregate,
@@ -20,6 +21,8 @@ rule aggregate:
         csv="results/summary.csv",
     log:
         "logs/aggregate.log",
+    conda:
+        ENVIRONMENT
     params:
         current=[list(key) for key in plan.nodes],
         labels={"/".join(key): node.labels for key, node in plan.nodes.items()},
@@ -40,6 +43,8 @@ rule figure:
         "logs/figure-{figure}.log",
     wildcard_constraints:
         figure="|".join(FIGURES),
+    conda:
+        ENVIRONMENT
     script:
         "../workflow_scripts/figure.py"
 
@@ -53,5 +58,7 @@ rule report:
         "results/report.html",
     log:
         "logs/report.log",
+    conda:
+        ENVIRONMENT
     script:
         "../workflow_scripts/report.py"
