@@ -8,7 +8,14 @@ localrules:
     report,
 
 
-FIGURES = ["pareto", "stage_breakdown", "amortization"]
+FIGURES = [
+    "pareto",
+    "stage_breakdown",
+    "amortization",
+    "trajectories",
+    "sweep",
+    "power",
+]
 
 
 rule aggregate:

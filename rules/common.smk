@@ -1,5 +1,6 @@
 """The plan, and what every measured rule shares."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,11 +34,14 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+# The environment of every job under --sdm conda: cpu (default) or cuda.
+ENVIRONMENT = f"../envs/{os.environ.get('DISTILL_ENERGY_ENV', 'cpu')}.yaml"
+
 TEACHER_ROOT = settings.teacher_store or "results"
 
 
 def artifact(root, stage):
-    """Outputs of a measured rule: the sidecar, which commits the artifact, and the power trace."""
+    """What a measured job writes: the sidecar, which commits the artifact, and the power trace."""
     folder = f"{root}/{stage}/{{name}}/{{version}}"
     return {"sidecar": f"{folder}/energy.json", "power": f"{folder}/power.parquet"}
 

@@ -8,6 +8,8 @@ rule evaluation:
         **artifact("results", "evaluation"),
     log:
         "logs/evaluation/{name}/{version}.log",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores or 1
     resources:
         meter=1,

@@ -10,6 +10,8 @@ rule preprocess_model:
         "logs/preprocess/{name}/{version}.log",
     wildcard_constraints:
         name="model-[^/]+",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores or 1
     resources:
         meter=1,
@@ -28,6 +30,8 @@ rule preprocess_data:
         "logs/preprocess/{name}/{version}.log",
     wildcard_constraints:
         name="data-[^/]+",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores or 1
     resources:
         meter=1,

@@ -8,6 +8,8 @@ rule prerun:
         **artifact("results", "prerun"),
     log:
         "logs/prerun/{name}/{version}.log",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores or 1
     resources:
         meter=1,

@@ -8,6 +8,8 @@ rule student_training:
         **artifact("results", "student_training"),
     log:
         "logs/student_training/{name}/{version}.log",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores or 1
     resources:
         meter=1,

@@ -8,6 +8,8 @@ rule teacher_logits:
         **artifact(TEACHER_ROOT, "teacher_logits"),
     log:
         "logs/teacher_logits/{name}/{version}.log",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores or 1
     resources:
         meter=1,
@@ -24,6 +26,8 @@ rule teacher_generation:
         **artifact(TEACHER_ROOT, "teacher_generation"),
     log:
         "logs/teacher_generation/{name}/{version}.log",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores or 1
     resources:
         meter=1,
