@@ -85,7 +85,7 @@ def test_synthetic_stops_on_its_own_rows_and_reports_gold(tmp_path, data):
 
 def test_early_stopping_and_best_weights(tmp_path, data):
     """A rate that destroys the student: it stops after ``patience`` evaluations and keeps the first one's weights."""
-    results, rows, ctx = run(
+    results, rows, _ = run(
         tmp_path, params(learning_rate=0.5, max_steps=40, eval_every=2, patience=3, warmup_steps=0), data
     )
     losses = [row["eval_loss"] for row in rows if row["eval_loss"] is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,36 @@ from ..errors import UserError
 
 
 class CachedTeacher:
-    """Opens a logit cache. Raises UserError if its vocabulary is not the student's."""
+    """An open logit cache. Raises UserError if it was made with another tokenizer or a larger vocabulary than the
+    student's, or cannot carry distillation at this temperature.
+    """
 
-    def __init__(self, folder: str | Path, vocabulary: int) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        vocabulary: int,
+        temperature: float,
+        tokenizer_hash: str | None = None,
+        log: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        import warnings
+
+        from ..teacher.cache.checks import check_temperature, check_vocabulary
         from ..teacher.cache.reader import CacheReader
 
         self.folder = Path(folder)
         self.reader = CacheReader(self.folder)
-        cached = self.reader.spec.vocab_size
-        if cached != vocabulary:
-            raise UserError(
-                f"{self.folder}: the teacher's vocabulary has {cached} tokens, the student's {vocabulary}; "
-                "distillation needs one vocabulary (use the synthetic pipeline between families)"
-            )
+        check_vocabulary(
+            self.reader.provenance.get("tokenizer_sha256"),
+            self.reader.spec.vocab_size,
+            tokenizer_hash,
+            vocabulary,
+            student=f"the student of {self.folder.name}",
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are logged instead
+            for message in check_temperature(self.reader.certificate, None, temperature):
+                log(message)
 
     def check(self, ids: list[str]) -> None:
         """Raise UserError if an example of the data is not in the cache."""
@@ -31,12 +49,10 @@ class CachedTeacher:
 
     def batch(self, ids: list[str], labels: int, device: str) -> Any:
         """The rows of these examples' labels, in order. Raises UserError if their number is not ``labels``."""
-        from ..losses.kd import collate_teacher
+        from ..losses.teacher import collate_teacher
 
         rows = self.reader.batch(ids)
         found = sum(len(row) for row in rows)
         if found != labels:
-            raise UserError(
-                f"{self.folder}: {found} cached tokens for {labels} labels of examples {', '.join(ids[:4])}"
-            )
+            raise UserError(f"{self.folder}: {found} cached tokens for {labels} labels of {', '.join(ids[:4])}…")
         return collate_teacher(rows, device)

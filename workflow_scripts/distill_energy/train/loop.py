@@ -42,6 +42,7 @@ class Loop:
         self.probe = setup.probe()
         self.checkpoints = job.work / "checkpoints"
         self.last_checkpoint = -math.inf
+        self.checkpoint_step = 0
         self.checkpoint_s = 0.0
         self.started = self.meter_read = time.monotonic()
         self.gold = setup.gold_rows(evaluation_rows(self.training, GOLD_SHARE))
@@ -206,7 +207,7 @@ class Loop:
 
     def _checkpoint(self) -> None:
         state, every = self.state, self.training["checkpoint_every"]
-        if state.step % every or state.step >= self.training["max_steps"] or state.stop_reason:
+        if state.step - self.checkpoint_step < every or state.step >= self.training["max_steps"] or state.stop_reason:
             return
         now = time.monotonic()
         if self.setup.agree(now - self.last_checkpoint < CHECKPOINT_SPACING * self.checkpoint_s):
@@ -219,6 +220,7 @@ class Loop:
                 state.step,
                 {"identity": self.identity(), "state": state.to_dict(), "best": best, **content},
             )
+        self.checkpoint_step = state.step
         self.checkpoint_s = time.monotonic() - now
         state.checkpoint_s += self.checkpoint_s
         self.last_checkpoint = time.monotonic()
@@ -228,6 +230,7 @@ class Loop:
         if saved is None:
             return
         self.state = State.from_dict(saved["state"])
+        self.checkpoint_step = self.state.step
         self.best.load_state_dict(saved["best"])
         self.setup.load_state_dict(saved)
         if self.peers.leads:

@@ -87,8 +87,8 @@ class Plain:
 class StochasticRounding:
     """bfloat16 weights without a master copy: each tensor is updated in float32 and rounded up or down at random.
 
-    One optimiser a tensor over a float32 shell that holds values only during its own update, so that the extra memory is
-    that of the largest tensor. The expected value of a rounded weight is the exact one, so that updates below half a
+    One optimiser a tensor over a float32 shell that holds values only during its own update, so that the extra memory
+    is that of the largest tensor. The expected value of a rounded weight is the exact one, so that updates below half a
     unit in the last place are not lost (Gupta et al. 2015).
     """
 

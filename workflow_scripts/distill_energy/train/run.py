@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ..models.sources import load_tokenizer
 from ..store import atomic
 from .job import Job, Peers
 from .loop import Loop
@@ -34,12 +33,12 @@ def train(ctx: Any) -> dict[str, Any]:
     setup = Setup(job)
     loop = Loop(job, setup)
     state = loop.run()
-    save_student(job, setup, loop, ctx.out / "model")
+    save_student(setup, loop, ctx.out / "model")
     write_trajectory(state.rows, ctx.out / "trajectory.parquet")
     return results(setup, state, loop)
 
 
-def save_student(job: Job, setup: Setup, loop: Loop, folder: Path) -> None:
+def save_student(setup: Setup, loop: Loop, folder: Path) -> None:
     """Write the best weights (adapters merged) as a plain Hugging Face folder with the tokenizer, atomically."""
     best, state = loop.best, loop.state
     if setup.choices.keeps_best and best.weights is not None and best.step != state.step:
@@ -55,7 +54,7 @@ def save_student(job: Job, setup: Setup, loop: Loop, folder: Path) -> None:
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary)
-        load_tokenizer(job.params["model"], job.inputs).save_pretrained(temporary)
+        setup.tokenizer.save_pretrained(temporary)
         for path in temporary.iterdir():
             atomic.sync_file(path)
         shutil.rmtree(folder, ignore_errors=True)

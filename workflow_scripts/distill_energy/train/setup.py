@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
 
 from ..errors import UserError
-from ..models.sources import load_model
+from ..models.sources import load_model, load_tokenizer
 from . import pipelines
 from .batching import Batch
 from .examples import Examples, read_examples, subset
 from .job import Job
 from .optim import ChangeProbe, Plain, StochasticRounding, resolve_precision
+from .pipelines.base import StudentFacts
 from .reference import choices
 from .student import Student, add_adapter
 
@@ -46,7 +48,9 @@ class Setup:
         )
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._read_data()
-        self.teacher = self.pipeline.teacher(self.settings, job.inputs, self.vocabulary)
+        self.tokenizer = load_tokenizer(job.params["model"], job.inputs)
+        facts = StudentFacts(job.inputs, self.vocabulary, self._tokenizer_hash(), job.log if peers.leads else _silent)
+        self.teacher = self.pipeline.teacher(self.settings, facts)
         if self.teacher is not None:
             self.teacher.check(self.train.ids)
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -76,6 +80,14 @@ class Setup:
         if rows != "data":
             self.own = read_examples(inputs[rows] / "validation.parquet", self.vocabulary)
 
+    def _tokenizer_hash(self) -> str | None:
+        """Needed only to compare it with a cache's."""
+        if self.pipeline.needs != "teacher_logits":
+            return None
+        from ..teacher.cache.fingerprint import tokenizer_hash
+
+        return tokenizer_hash(self.tokenizer)
+
     def _build_optimizer(self) -> None:
         weights = list(self.trainable.values())
         scale = self.choices.scale_parameter
@@ -96,7 +108,8 @@ class Setup:
 
     def evaluation_rounds(self, rows: int, size: int) -> int:
         """Batches an evaluation over ``rows`` examples takes in each process."""
-        return -(-(-(-rows // self.peers.world)) // size)
+        largest_share = math.ceil(rows / self.peers.world)
+        return math.ceil(largest_share / size)
 
     # --- a step --------------------------------------------------------------------------------------------------
 
@@ -169,6 +182,10 @@ class Setup:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.restore(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _silent(message: str) -> None:
+    """The log of a process that does not lead."""
 
 
 def _copy(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

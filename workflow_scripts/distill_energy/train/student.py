@@ -62,7 +62,7 @@ class Student(torch.nn.Module):
 
 
 def add_adapter(model: Any, adapter: Any) -> Any:
-    """Wrap ``model`` for low-rank training (peft). Raises UserError if a target does not exist or is the output layer."""
+    """Wrap ``model`` for low-rank training (peft). Raises UserError for a bad target."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,16 @@ class LossParts:
     kl: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class StudentFacts:
+    """What a teacher's artifact is checked against."""
+
+    inputs: dict[str, Path]
+    vocabulary: int  # rows of the output layer
+    tokenizer_hash: str | None  # None: not known
+    log: Callable[[str], None]
+
+
 class Pipeline:
     """Base of every kind, and supervised fine-tuning on the data set's own answers if nothing is overridden."""
 
@@ -48,8 +59,8 @@ class Pipeline:
 
         return Lora.model_validate(training["lora"]) if training.get("lora") else None
 
-    def teacher(self, settings: Settings, inputs: dict[str, Path], vocabulary: int) -> Any:
-        """Open what the loss reads beside the data (``batch(ids, device) -> object``), checked against the student."""
+    def teacher(self, settings: Settings, student: StudentFacts) -> Any:
+        """Open what the loss reads beside the data, checked against the student (as ``CachedTeacher``); or None."""
         return None
 
     def loss(

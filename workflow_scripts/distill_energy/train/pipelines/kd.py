@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from .base import LossParts, Pipeline, Settings
+from .base import LossParts, Pipeline, Settings, StudentFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,19 +22,18 @@ class Kd(Pipeline):
                 raise UserError(f"pipeline kd: {key} is missing")
         return settings
 
-    def teacher(self, settings: Settings, inputs: dict[str, Path], vocabulary: int) -> Any:
+    def teacher(self, settings: Settings, student: StudentFacts) -> Any:
         from ..cached_teacher import CachedTeacher
 
-        return CachedTeacher(inputs["teacher_logits"], vocabulary)
+        folder = student.inputs["teacher_logits"]
+        return CachedTeacher(folder, student.vocabulary, settings.temperature, student.tokenizer_hash, student.log)
 
     def loss(
         self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, teacher: Any, settings: Settings
     ) -> LossParts:
         from ...losses.kd import kd_loss
 
-        if bias is not None:
-            raise UserError("pipeline kd: an output layer with a bias is not supported")
-        result = kd_loss(hidden, weight, labels, teacher, settings.alpha, settings.temperature)
+        result = kd_loss(hidden, weight, labels, teacher, settings.alpha, settings.temperature, bias=bias)
         return LossParts(result.loss, result.parts["ce"], result.parts["kl"])
 
 
