@@ -102,33 +102,31 @@ def _score_batch(session: Session, prefixed: Prefixed, prompts, continuations) -
     flat = [option for row in continuations for option in row]
     owner = torch.tensor([i for i, row in enumerate(continuations) for _ in row], device=device)
     first = torch.tensor([option[0] for option in flat], device=device)
-    more = any(len(option) > 1 for option in flat)
-    hidden, mask, cache = prefixed.run(prompts, left=True, keep=more)
+    # The last token of a continuation predicts nothing that is scored, so it is not fed; one-token ones feed none.
+    fed = [i for i, option in enumerate(flat) if len(option) > 1]
+    hidden, mask, cache = prefixed.run(prompts, left=True, keep=bool(fed))
     last = hidden[:, -1]
     _, normaliser = session.head.summary(last)
     total = session.head.logits_of(last[owner], first) - normaliser[owner]
-    if more:
-        # The last token of a continuation predicts nothing that is scored, so it is not fed.
-        fed, fed_mask = pad([option[:-1] or [session.pad_id] for option in flat], session.pad_id, device)
-        for i, option in enumerate(flat):
-            if len(option) == 1:
-                fed_mask[i] = 0
-        session.count(fed_mask)
-        cache.reorder_cache(owner)  # one copy of its prompt's keys and values for each continuation
-        lengths = mask.sum(-1)[owner]
-        steps = torch.arange(fed.shape[1], device=device)
+    if fed:
+        rows = torch.tensor(fed, device=device)
+        ids, own_mask = pad([flat[i][:-1] for i in fed], session.pad_id, device)
+        session.count(own_mask)
+        cache.reorder_cache(owner[rows])  # one copy of its prompt's keys and values for each continuation
+        mask = mask[owner[rows]]
+        steps = torch.arange(ids.shape[1], device=device)
         hidden = session.decoder(
-            input_ids=fed,
-            attention_mask=torch.cat([mask[owner], fed_mask], dim=1),
-            position_ids=lengths[:, None] + steps[None, :],
+            input_ids=ids,
+            attention_mask=torch.cat([mask, own_mask], dim=1),
+            position_ids=mask.sum(-1)[:, None] + steps[None, :],
             use_cache=True,
             **{prefixed.argument: cache},
         ).last_hidden_state
-        row, column = fed_mask.bool().nonzero(as_tuple=True)
-        targets = torch.tensor([t for option in flat for t in option[1:]], device=device)
+        row, column = own_mask.bool().nonzero(as_tuple=True)
+        targets = torch.tensor([token for i in fed for token in flat[i][1:]], device=device)
         picked = hidden[row, column]
         _, normaliser = session.head.summary(picked)
         gains = session.head.logits_of(picked, targets) - normaliser
-        total = total.index_add(0, row, gains)
+        total = total.index_add(0, rows[row], gains)
     values = iter(total.tolist())
     return [[next(values) for _ in row] for row in continuations]
