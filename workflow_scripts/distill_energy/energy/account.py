@@ -10,7 +10,7 @@ import bisect
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 GAP = 3  # intervals; a longer distance between readings is a gap
@@ -211,13 +211,19 @@ def _crosscheck(result: Energy, power, interval_s: float, cap: float, start: flo
 
 
 def rapl_energy(
-    samples: Sequence[Sample], interval_s: float, range_uj: int | None, limit_w: float, unit: float = 1e-6
+    samples: Sequence[Sample],
+    interval_s: float,
+    range_uj: int | None,
+    limit_w: float,
+    unit: float = 1e-6,
+    shares: Mapping[float, float] | None = None,
 ) -> Energy:
     """Energy of a RAPL zone in J: differences of its counter, a wrap adding the range, as exact integers.
 
     A difference that no wrap explains within ``limit_w`` is a reset (suspend, driver reload): that stretch is bridged
     with the mean power of the rest, bounded. A gap so long that more than one wrap fits makes the energy ambiguous:
-    the smallest is taken and the bound says how many more fit.
+    the smallest is taken and the bound says how many more fit. ``shares``: by reading time, the part of the energy
+    since the reading before that belongs to this stage (1 where it is not named).
     """
     counter = [(t, c) for t, c, _ in samples if c is not None]
     result = Energy(times=[t for t, _ in counter], method="rapl")
@@ -229,7 +235,7 @@ def rapl_energy(
         result.flags.append("lost_device")
         result.reason = "the counter could not be read in a part of the window"
         return result
-    total, resets, error = 0, [], 0.0
+    total, divided, resets, error = 0, [], [], 0.0
     curve: list[list[float]] = [[counter[0][0], 0.0]]
     for (t0, c0), (t1, c1) in itertools.pairwise(counter):
         delta, h = c1 - c0, t1 - t0
@@ -243,10 +249,15 @@ def rapl_energy(
         elif range_uj and (fit := int((most - delta) // range_uj)) > 0 and h > GAP * interval_s:
             result.flags.append("wraps_ambiguous")
             error += fit * range_uj * unit
-        total += delta
-        curve.append([t1, total * unit])
+        share = (shares or {}).get(t1, 1.0)
+        if share == 1.0:
+            total += delta  # integers: exact over any number of wraps
+        else:
+            divided.append(delta * unit * share)
+        curve.append([t1, total * unit + math.fsum(divided)])
+    counted = total * unit + math.fsum(divided)
     known = sum(t1 - t0 for (t0, _), (t1, _) in itertools.pairwise(counter)) - sum(h for _, h in resets)
-    mean = total * unit / known if known > 0 else 0.0
+    mean = counted / known if known > 0 else 0.0
     for index, h in resets:
         for point in curve[index:]:
             point[1] += mean * h
@@ -254,14 +265,17 @@ def rapl_energy(
     head, tail = counter[0][0] - start, end - counter[-1][0]
     curve, edge_error = _edges([tuple(p) for p in curve], [(start, mean), (end, mean)], start, end, limit_w)
     result.curve_t, result.curve_j = [t for t, _ in curve], [j for _, j in curve]
-    result.gross_j = total * unit if not resets and head <= 0 and tail <= 0 else curve[-1][1]
+    result.gross_j = counted if not resets and head <= 0 and tail <= 0 else curve[-1][1]
     # the counter moves every millisecond
     result.error_j = error + edge_error + 2e-3 * mean + 2 * unit
     return result
 
 
-def estimate_energy(samples: Sequence[Sample], method: str) -> Energy:
-    """A running total that something else keeps (J). No bound is known for an estimate."""
+def estimate_energy(samples: Sequence[Sample], method: str, checks: Sequence[tuple[float, float]] = ()) -> Energy:
+    """A running total that something else keeps (J). No bound is known for an estimate.
+
+    ``checks``: the same model over the CPU time that the kernel kept, (t, J). They are compared over the checks' span.
+    """
     points = [(t, c) for t, c, _ in samples if c is not None]
     result = Energy(times=[t for t, _ in points], method=method)
     if not points:
@@ -279,6 +293,17 @@ def estimate_energy(samples: Sequence[Sample], method: str) -> Energy:
         result.curve_t.append(t)
         result.curve_j.append(carried + c - base)
     result.gross_j = result.curve_j[-1]
+    if len(checks) > 1 and checks[-1][1] >= checks[0][1]:
+        (t0, j0), (t1, j1) = checks[0], checks[-1]
+        result.crosscheck_j, result.crosscheck_method = j1 - j0, "cpu_time_tdp"
+        span, estimate = t1 - t0, result.at(t1) - result.at(t0)
+        larger = max(j1 - j0, estimate)
+        if span > 2 and larger > span * 0.1 and abs(j1 - j0 - estimate) > DISPUTED * larger:
+            result.flags.append("disputed")
+            result.notes.append(
+                f"CodeCarbon says {estimate:.1f} J, its model over the kernel's CPU time {j1 - j0:.1f} J "
+                "(processes that ended between two samples are missing from the first)"
+            )
     return result
 
 

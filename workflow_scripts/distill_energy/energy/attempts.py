@@ -13,6 +13,9 @@ from . import account, journal
 from .identity import alive, utc
 from .running import in_total
 
+#: Records that the disk refused, by journal: this process knows more than the file says.
+UNSAVED: dict[Path, list[dict[str, Any]]] = {}
+
 ABANDONED_S = 60.0  # a journal on another host that was not written for so long has no writer any more
 
 
@@ -32,6 +35,7 @@ def attempts_of(folder: str | Path) -> list[schema.Attempt]:
 def read_attempt(path: Path) -> schema.Attempt | None:
     """The attempt of one journal; None if its window never began."""
     records, torn = journal.read(path)
+    records += UNSAVED.get(path.resolve(), [])
     silent_s = None
     if records and not any(record["r"] == "end" for record in records):
         silent_s = time.time() - path.stat().st_mtime
@@ -122,19 +126,24 @@ class Window:
         return components, energies
 
     def _energy(self, index: int, device: dict[str, Any]) -> account.Energy:
-        samples = []
+        samples, checks = [], []
         for tick in self.ticks:
             value = tick["v"][index] if index < len(tick["v"]) else [None, None]
             t = value[3] if len(value) > 3 else tick["t"]
             samples.append((t, value[0], None if value[1] is None else value[1] * 1e-3))
+            if len(value) > 4 and value[4] is not None:
+                checks.append((t, value[4]))
         if not samples:
             return account.Energy(reason="no sample was taken")
         if device["kind"] == "codecarbon":
-            return account.estimate_energy(samples, "codecarbon_process")
+            return account.estimate_energy(samples, "codecarbon_process", checks)
         if samples[-1][0] < self.stop:  # the sampler died before the stage
             samples.append((self.stop, None, None))
         if device["kind"] == "rapl":
-            energy = account.rapl_energy(samples, self.interval, device.get("range"), device["limit_w"], device["unit"])
+            shares = {tick["t"]: tick["share"] for tick in self.ticks if "share" in tick}
+            energy = account.rapl_energy(
+                samples, self.interval, device.get("range"), device["limit_w"], device["unit"], shares
+            )
         else:
             energy = account.gpu_energy(samples, self.interval, device["unit"], device.get("limit_w"))
         if energy.gross_j is None:

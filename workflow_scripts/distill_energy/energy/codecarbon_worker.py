@@ -4,6 +4,9 @@ CodeCarbon reads a table of CPUs with pandas (140 MB, 1.5 s), which neither the 
 Run as ``python -m distill_energy.energy.codecarbon_worker PID SECONDS``; a line in, a line out: ``{"t", "cpu_j",
 "ram_j"}``. ``ready`` is said once before. It ends at end-of-file.
 
+CodeCarbon sees a process only while it lives, so that a command which starts many short ones seems to cost nothing.
+``check_j`` is the same model (TDP × CPU time / CPUs) over the CPU time that the kernel kept, ended children included.
+
 CodeCarbon 3.3.2 measures the process that creates it and its children. Its CPU and RAM objects keep that process in
 ``_process`` and ``_pid``: they are pointed at the stage instead, and it is checked that they exist.
 """
@@ -17,7 +20,11 @@ import threading
 import time
 from typing import Any
 
+from .identity import stat_fields
+from .processes import tree_cpu_s
+
 KWH = 3.6e6  # J
+CHECK_S = 10.0
 
 
 def make_tracker(pid: int, seconds: float) -> Any:
@@ -64,7 +71,7 @@ def main() -> None:
     # CodeCarbon reads .codecarbon.config in the working folder and at home
     os.environ["HOME"] = "/nonexistent"
     os.chdir("/")
-    lock = threading.Lock()
+    lock, checked = threading.Lock(), -CHECK_S
     try:
         tracker = make_tracker(pid, seconds)
         cpu = next(part for part in tracker._hardware if type(part).__name__ == "CPU")
@@ -73,13 +80,25 @@ def main() -> None:
         print(json.dumps({"failed": f"CodeCarbon: {type(error).__name__}: {error}"}), file=out)
         return
 
+    def check() -> float | None:
+        """J by CPU time; None once the stage's process is gone (its children's time went with it)."""
+        fields = stat_fields(pid)
+        if not fields or fields[0] in "ZX":
+            return None
+        return tree_cpu_s(pid) * cpu._tdp / cpu._cpu_count
+
     def report(fresh: bool) -> None:
+        nonlocal checked
         with lock:
             if fresh:
                 tracker._measure_power_and_energy_if_stale()
+            known = None
+            if fresh or time.monotonic() - checked >= CHECK_S:
+                known, checked = check(), time.monotonic()
             print(
                 json.dumps(
                     {
+                        "check_j": known,
                         "t": tracker._last_measured_time,  # perf_counter: the monotonic clock on Linux
                         "cpu_j": tracker._total_cpu_energy.kWh * KWH,
                         "ram_j": tracker._total_ram_energy.kWh * KWH,
@@ -96,7 +115,7 @@ def main() -> None:
                 tracker.stop()
                 final = tracker.final_emissions_data
                 last = {"cpu_j": final.cpu_energy * KWH, "ram_j": final.ram_energy * KWH}
-                print(json.dumps({"t": time.monotonic(), **last, "final": True}), file=out)
+                print(json.dumps({"t": time.monotonic(), **last, "final": True, "check_j": check()}), file=out)
             return
         report(fresh=command == "now")
 

@@ -138,7 +138,7 @@ class CodeCarbonPart:
         if latest is None:
             return [None, None, self.worker.problem or "no value yet"]
         reading = [latest[self.key], None, self.worker.problem, latest["t"]]
-        return reading
+        return [*reading, latest.get("check_j")] if self.component == "cpu" else reading
 
 
 def unavailable(component: str, reason: str, in_total: bool) -> dict[str, Any]:

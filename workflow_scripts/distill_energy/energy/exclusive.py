@@ -1,4 +1,7 @@
-"""A lock per GPU on this host: two measured stages never both own one device's joules."""
+"""A lock per GPU on this host: two measured stages never both own one device's joules.
+
+And a register of the meters that run, so that a CPU package that several stages share is divided among them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 FOLDER = Path("/tmp/distill-energy-locks")  # one for all users and jobs of the host, whatever TMPDIR says
+HELD = "DISTILL_ENERGY_GPUS_HELD"  # environment: GPUs that this process or one that started it holds
 
 
 class DeviceLocks:
@@ -19,11 +23,17 @@ class DeviceLocks:
     def __init__(self, folder: Path = FOLDER) -> None:
         self.folder = folder
         self.held: list[int] = []
+        self._before: str | None = None
 
     def acquire(self, uuids: Iterable[str], say: Callable[[str], None], poll_s: float = 0.5) -> float:
-        """Hold all of ``uuids``; the seconds waited. Taken in sorted order, so two stages cannot deadlock."""
+        """Hold all of ``uuids``; the seconds waited. Taken in sorted order, so two stages cannot deadlock.
+
+        What a measuring ancestor holds (a meter around a whole workflow) is not waited for: it would be forever.
+        """
         began = time.monotonic()
-        for uuid in sorted(set(uuids)):
+        self._before = os.environ.get(HELD)
+        inherited = set(filter(None, (self._before or "").split(",")))
+        for uuid in sorted(set(uuids) - inherited):
             descriptor = self._open(re.sub(r"[^A-Za-z0-9_.-]", "_", uuid))
             said = False
             while True:
@@ -39,12 +49,11 @@ class DeviceLocks:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             self.held.append(descriptor)
+        os.environ[HELD] = ",".join(sorted(inherited | set(uuids)))
         return time.monotonic() - began
 
     def _open(self, name: str) -> int:
-        with contextlib.suppress(FileExistsError):
-            self.folder.mkdir(parents=True)
-            self.folder.chmod(0o1777)
+        make_shared(self.folder)
         path = self.folder / f"{name}.lock"
         with contextlib.suppress(FileExistsError):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -53,9 +62,65 @@ class DeviceLocks:
         return os.open(path, os.O_RDWR)
 
     def release(self) -> None:
+        if not self.held:
+            return
         while self.held:
             os.close(self.held.pop())
+        if self._before is None:
+            os.environ.pop(HELD, None)
+        else:
+            os.environ[HELD] = self._before
 
 
 def _holder(descriptor: int) -> str:
     return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "?"
+
+
+def make_shared(folder: Path) -> None:
+    """A folder that every user of the host may add to."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        folder.chmod(0o1777)
+
+
+class MeterRegister:
+    """Which stages are being measured on this host. A locked file each, named by the stage's process."""
+
+    def __init__(self, pid: int, folder: Path = FOLDER) -> None:
+        self.folder = folder / "meters"
+        make_shared(folder)
+        make_shared(self.folder)
+        self.pid = pid
+        self.path = self.folder / f"{pid}.{os.getpid()}"
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def others(self) -> list[int]:
+        """Processes of other stages being measured now."""
+        found = []
+        for name in os.listdir(self.folder):
+            pid, _, _ = name.partition(".")
+            if pid.isdigit() and int(pid) != self.pid and self._locked(self.folder / name):
+                found.append(int(pid))
+        return found
+
+    def _locked(self, path: Path) -> bool:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()  # its meter is gone
+            return False
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        os.close(self.descriptor)

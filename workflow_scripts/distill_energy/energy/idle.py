@@ -7,7 +7,7 @@ import socket
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .config import MeterConfig
 
 STABLE = 0.10  # relative standard deviation of power over the stretches of an idle measurement
 STRETCHES = 5
+LATE = 1.5  # median interval over the one asked for, above which the setting cannot be kept
 
 
 @dataclass
@@ -93,7 +94,7 @@ def measure_idle(config: MeterConfig, seconds: float) -> IdleBaseline:
     The window is cut into stretches; a device whose power varies by more than 10% between them was not idle: its
     watts are null, the reason saying so. Devices that CodeCarbon estimates have none: process mode leaves idle out.
 
-    Raises UserError if the sampling interval is too long for ``seconds``.
+    Raises UserError if the sampling interval is too long for ``seconds``, or shorter than this host can keep.
     """
     from . import journal
     from .attempts import Window
@@ -105,9 +106,15 @@ def measure_idle(config: MeterConfig, seconds: float) -> IdleBaseline:
             f"({STRETCHES * config.interval_s:g} s) are needed"
         )
     with tempfile.TemporaryDirectory(prefix="distill-energy-idle-") as folder:
-        with Meter(folder, config=config) as meter:
+        # the stage that calls this may hold the device locks itself
+        with Meter(folder, config=replace(config, exclusive=False)) as meter:
             time.sleep(seconds)
         records, _ = journal.read(meter.folder / journal.NAME)
+    reached = meter.attempt.quality.interval_reached_s
+    if reached is not None and reached > LATE * config.interval_s:
+        raise UserError(
+            f"energy.interval_s is {config.interval_s}: this host reaches {reached:.3f} s between samples; ask for more"
+        )
     opened = next(r for r in records if r["r"] == "open")
     ticks = [r for r in records if r["r"] == "tick" and r["t"] >= meter.attempt.start_mono_s]
     window = Window(records, opened, ticks, meter.attempt.start_mono_s, meter.attempt.end_mono_s)

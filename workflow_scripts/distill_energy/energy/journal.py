@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ BACKLOG = 200_000  # lines kept in memory while the disk refuses them (about 60 
 class JournalWriter:
     """Appends records with one ``write`` each. While the disk is full the lines wait in memory, in order."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, heal: bool = True) -> None:
         self.path = path
         self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self.waiting: list[bytes] = []
+        self.waiting: deque[bytes] = deque()
         self.failure: str | None = None
         self.dropped = 0
-        self._heal()
+        if heal:
+            self._heal()
 
     def _heal(self) -> None:
         """End a torn last line of an earlier writer, so that ours is not glued to it."""
@@ -53,7 +55,7 @@ class JournalWriter:
                 self.failure = error.strerror or str(error)
                 return False
             if done == len(line):
-                self.waiting.pop(0)
+                self.waiting.popleft()
             else:
                 self.waiting[0] = line[done:]
         return True

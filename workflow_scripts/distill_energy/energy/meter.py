@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import UserError
 from ..store.sidecar import Attempt
 from . import journal
-from .attempts import build_attempt
+from .attempts import UNSAVED, read_attempt
 from .board import TOKEN_KINDS, Board
 from .config import MeterConfig
 from .exclusive import DeviceLocks
@@ -26,6 +26,8 @@ from .identity import attempt_identity
 from .idle import IdleBaseline
 
 REPLY_S = 30.0
+MAX_RESTARTS = 5
+DIED = "the sampler ended before the stage"
 
 
 class PhaseHandle:
@@ -62,6 +64,7 @@ class Meter:
         self.start_up_s: float | None = None  # outside the window
         self.waited_s = 0.0
         self._lock = threading.RLock()
+        self._token_lock = threading.Lock()
         self._locks = DeviceLocks()
         self._board: Board | None = None
         self._sampler: subprocess.Popen | None = None
@@ -69,7 +72,8 @@ class Meter:
         self._phases = 0
         self._preempted = False
         self._old_handler: Any = None
-        self._unsaved: list[dict[str, Any]] = []
+        self._closing = False
+        self._restarts = 0
 
     # -- entry and exit
 
@@ -87,7 +91,7 @@ class Meter:
         if go is None:
             self._restore_handler()
             raise UserError(f"the sampler ended at its start: see {self.folder / 'sampler.log'}")
-        self._started = go["t"]
+        threading.Thread(target=self._watch, args=(self._sampler,), daemon=True, name="distill-energy-watch").start()
         self.start_up_s = time.monotonic() - began - self.waited_s
         return self
 
@@ -101,8 +105,7 @@ class Meter:
             outcome, reason = "failed", f"{kind.__name__}: {error}".splitlines()[0][:300]
         self._stop(outcome, reason)
         self._locks.release()
-        records, torn = journal.read(self.folder / journal.NAME)
-        self.attempt = build_attempt(records + self._unsaved, torn)
+        self.attempt = read_attempt(self.folder / journal.NAME)
         self._board.close()
 
     def _make_folder(self) -> Path:
@@ -159,7 +162,7 @@ class Meter:
             raise ValueError(f"token kind {kind!r}: one of {', '.join(TOKEN_KINDS)}")
         if n < 0:
             raise ValueError(f"{n} tokens: a count is not negative")
-        with self._lock:
+        with self._token_lock:  # not the sampler's lock: counting never waits for a restart
             self._board.add_tokens(kind, int(n))
 
     def joules(self) -> float | None:
@@ -186,7 +189,7 @@ class Meter:
         """Write the power trace of every attempt of this stage (see :func:`distill_energy.energy.write_power`)."""
         from .power import write_power
 
-        write_power(self.attempts_dir, path, extra=self._unsaved)
+        write_power(self.attempts_dir, path)
 
     # -- the sampler
 
@@ -236,36 +239,67 @@ class Meter:
         self._board.set_total(None, time.monotonic())
         return None
 
+    def _watch(self, sampler: subprocess.Popen) -> None:
+        """A thread that waits for the sampler to die and starts another: the counters then close the gap."""
+        while True:
+            sampler.wait()
+            with self._lock:
+                if self._closing or self._restarts >= MAX_RESTARTS:
+                    return
+                if self._sampler is sampler:
+                    self._lost()
+                self._restarts += 1
+                self._write([{"r": "flag", "t": time.monotonic(), "flag": "sampler_died", "note": DIED}])
+                try:
+                    self._start_sampler(resume=True)
+                except UserError as error:
+                    print(f"the meter's sampler died and cannot be started again: {error}", file=sys.stderr, flush=True)
+                    return
+                if self._command({"c": "go"}) is None:
+                    return
+                sampler = self._sampler
+
     def _stop(self, outcome: str, reason: str | None) -> None:
+        with self._lock:  # a restart that is under way ends first
+            self._closing = True
         reply = self._command({"c": "stop", "outcome": outcome, "reason": reason})
         if reply is not None:
-            self._unsaved = [json.loads(line) for line in reply["unsaved"] if line.startswith("{")]
-            self._sampler.stdin.close()
+            sampler, self._sampler = self._sampler, None
+            sampler.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._sampler.wait(10)
-            self._sampler.stdout.close()
-            self._sampler = None
+                sampler.wait(10)
+            sampler.stdout.close()
+            if reply["unsaved"]:
+                self._append([line.encode() for line in reply["unsaved"]], heal=False)
             return
         t = time.monotonic()
         self._write(
             [
-                {"r": "flag", "t": t, "flag": "sampler_died", "note": "the sampler ended before the stage"},
+                {"r": "flag", "t": t, "flag": "sampler_died", "note": DIED},
                 {"r": "tokens", "t": t, "n": self._board.tokens()},
                 {"r": "end", "t": t, "u": time.time(), "outcome": outcome, "reason": reason},
             ]
         )
 
     def _write(self, records: list[dict[str, Any]]) -> None:
-        """Write to the journal in the dead sampler's place; what the disk refuses stays in memory."""
+        """Write to the journal in the dead sampler's place."""
+        self._append([json.dumps(record).encode() + b"\n" for record in records], heal=True)
+
+    def _append(self, lines: list[bytes], heal: bool) -> None:
+        """Append lines to the journal; what the disk refuses is kept in memory for this process's own reading."""
+        path = self.folder / journal.NAME
         try:
-            writer = journal.JournalWriter(self.folder / journal.NAME)
+            writer = journal.JournalWriter(path, heal=heal)
         except OSError:
-            self._unsaved += records
-            return
-        for record in records:
-            writer.write(record)
-        self._unsaved += [json.loads(line) for line in writer.waiting if line.startswith(b"{")]
-        writer.close()
+            left = lines
+        else:
+            writer.waiting += lines
+            writer.flush()
+            left = list(writer.waiting)
+            writer.close()
+        kept = [json.loads(line) for line in left if line.startswith(b"{")]
+        if kept:
+            UNSAVED.setdefault(path.resolve(), []).extend(kept)
 
     # -- SIGTERM
 

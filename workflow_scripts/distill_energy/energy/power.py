@@ -8,24 +8,22 @@ from typing import Any
 
 from ..store import atomic
 from . import journal
+from .attempts import UNSAVED
 
 
-def write_power(attempts_dir: str | Path, path: str | Path, extra: Sequence[dict[str, Any]] = ()) -> None:
+def write_power(attempts_dir: str | Path, path: str | Path) -> None:
     """Write the trace of every attempt under ``attempts_dir``.
 
     Columns: ``attempt``, ``mono_s`` (monotonic seconds of that host's boot), ``utc`` (microseconds), ``component``,
     ``device``, ``watts`` (null where the device has no power reading), ``counter_j`` (the device's own counter in J,
-    raw: wraps are visible). ``extra``: records of the last attempt that never reached the disk.
+    raw: wraps are visible).
     """
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {name: [] for name in _KINDS}
-    journals = sorted(Path(attempts_dir).glob(f"*/{journal.NAME}"))
-    for file in journals:
+    for file in sorted(Path(attempts_dir).glob(f"*/{journal.NAME}")):
         records, _ = journal.read(file)
-        if file is journals[-1]:
-            records += extra
-        _append(columns, records)
+        _append(columns, records + UNSAVED.get(file.resolve(), []))
     schema = pa.schema([(name, _kind(kind)) for name, kind in _KINDS.items()])
     atomic.write_parquet(path, pa.table(columns, schema=schema))
 

@@ -27,6 +27,31 @@ def in_tree(pid: int, root: int, parent: dict[int, int]) -> bool:
     return pid == root
 
 
+def related(one: int, other: int, parent: dict[int, int]) -> bool:
+    """Whether one process is an ancestor of the other."""
+    return in_tree(one, other, parent) or in_tree(other, one, parent)
+
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def tree_cpu_s(root: int, parent: dict[int, int] | None = None) -> float:
+    """CPU seconds of a process and all its descendants, ended and reaped children included (proc(5), 14 to 17)."""
+    parent = parents() if parent is None else parent
+    total = 0
+    for pid in [root, *(pid for pid in parent if pid != root and in_tree(pid, root, parent))]:
+        if fields := stat_fields(pid):
+            total += sum(int(fields[index]) for index in (11, 12, 13, 14))
+    return total * TICK_S
+
+
+def busy_cpu_s() -> float:
+    """CPU seconds that the host has spent on work since boot (all but idle and iowait; guests are in user already)."""
+    with open("/proc/stat", encoding="ascii") as handle:
+        user, nice, system, _, _, irq, softirq, steal = (int(x) for x in handle.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) * TICK_S
+
+
 def foreign(pids: Iterable[int], root: int, at_start: set[int]) -> list[int]:
     """Processes among ``pids`` (as NVML lists them) that are not of the tree of ``root``.
 

@@ -14,15 +14,15 @@ class RunningTotal:
         self.joules = [0.0] * len(devices)
         self.last: list[tuple[float, Any, Any] | None] = [None] * len(devices)
 
-    def add(self, t: float, values: list[list[Any]]) -> float | None:
+    def add(self, t: float, values: list[list[Any]], share: float = 1.0) -> float | None:
         for index, (device, value) in enumerate(zip(self.devices, values, strict=True)):
-            self._step(index, device, t, value)
+            self._step(index, device, t, value, share if device["kind"] == "rapl" else 1.0)
         wanted = [i for i, device in enumerate(self.devices) if in_total(device)]
         if self.unknown or not wanted or any(self.last[i] is None for i in wanted):
             return None
         return sum(self.joules[i] for i in wanted)
 
-    def _step(self, index: int, device: dict[str, Any], t: float, value: list[Any]) -> None:
+    def _step(self, index: int, device: dict[str, Any], t: float, value: list[Any], share: float) -> None:
         counter, power = value[0], value[1]
         if counter is None and power is None:
             return
@@ -36,7 +36,7 @@ class RunningTotal:
             if delta < 0 and device.get("range"):
                 delta += device["range"]
             if delta >= 0:
-                self.joules[index] += delta * device["unit"]
+                self.joules[index] += delta * device["unit"] * share
                 return
         if power is not None and p0 is not None:
             self.joules[index] += (t - t0) * (power + p0) / 2 * 1e-3

@@ -22,8 +22,9 @@ from typing import Any
 from .board import Board
 from .devices import Host
 from .identity import utc
-from .journal import JournalWriter
+from .journal import JournalWriter, read
 from .running import RunningTotal
+from .shared_cpu import SharedCpu
 
 PROCESS_CHECK_S = 10.0
 SYNC_S = 30.0
@@ -41,6 +42,7 @@ class Sampler:
         self.board = Board(settings["board_fd"])
         self.host = Host(settings, os.environ, self.pid)
         self.described = [device.describe() for device in self.host.devices]
+        self.order: list[int | None] | None = None  # after a restart: our index of each device of the journal
         self.total = RunningTotal(self.described, self.host.absent)
         self.tokens: dict[str, Any] = {}
         self.started: float | None = None
@@ -50,6 +52,7 @@ class Sampler:
         self.checked = -1e9
         self.synced = time.monotonic()
         self.first_pids: dict[str, set[int]] = {}
+        self.shared = SharedCpu(self.pid) if any(d["kind"] == "rapl" for d in self.described) else None
 
     def open_record(self) -> dict[str, Any]:
         return {
@@ -67,12 +70,39 @@ class Sampler:
             "idle": self.settings.get("idle"),
         }
 
+    def replay(self) -> None:
+        """Take up a journal that another sampler began: its devices keep their places, its total goes on."""
+        records, _ = read(self.journal.path)
+        opened = next((record for record in records if record["r"] == "open"), None)
+        if opened is None:
+            return
+        mine = {(device["kind"], device["component"], device["device"]): i for i, device in enumerate(self.described)}
+        keys = [(device["kind"], device["component"], device["device"]) for device in opened["devices"]]
+        self.order = [mine.get(key) for key in keys]
+        if None in self.order or len(keys) != len(mine):
+            self.flag("devices_changed", "the restarted sampler found other devices")
+        self.described = opened["devices"]
+        self.total = RunningTotal(self.described, opened["absent"])
+        for record in records:
+            if record["r"] == "tick":
+                self.total.add(record["t"], record["v"], record.get("share", 1.0))
+
+    def read_devices(self, now: bool, final: bool) -> list[list[Any]]:
+        values = self.host.sample(now, final)
+        if self.order is None:
+            return values
+        return [[None, None, "not there after the restart"] if i is None else values[i] for i in self.order]
+
     def tick(self, now: bool = False, final: bool = False) -> float:
         """Read every device, journal it, publish the running total; the tick's monotonic time."""
-        values = self.host.sample(now, final)
+        values = self.read_devices(now, final)
         t = time.monotonic()
-        self.journal.write({"r": "tick", "t": t, "u": round(time.time(), 6), "v": values})
-        self.board.set_total(self.total.add(t, values), t)
+        record = {"r": "tick", "t": t, "u": round(time.time(), 6), "v": values}
+        if self.shared is not None and (share := self.shared.share()) is not None:
+            record["share"] = share  # of the CPU packages' energy since the last tick
+            self.flag("shared_device", "CPU: other measured stages ran on this host; divided by busy CPU time")
+        self.journal.write(record)
+        self.board.set_total(self.total.add(t, values, record.get("share", 1.0)), t)
         tokens = self.board.tokens()
         if tokens != self.tokens:
             self.tokens = tokens
@@ -139,6 +169,8 @@ class Sampler:
         self.journal.write({"r": "end", "t": t, "u": time.time(), "outcome": outcome, "reason": reason})
 
     def close(self) -> None:
+        if self.shared is not None:
+            self.shared.close()
         self.journal.close()
         self.host.close()
 
@@ -217,6 +249,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_sigterm)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if settings.get("resume"):
+        sampler.replay()
     sampler.journal.write(sampler.open_record())
     reply({"ready": sampler.described, "absent": sampler.host.absent})
     try:

@@ -1,0 +1,116 @@
+"""``python -m distill_energy.energy``: measure a command, measure idle power, export a sidecar, show an attempt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..errors import UserError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m distill_energy.energy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure a command: run [options] -- COMMAND ARGUMENT…")
+    run.add_argument("--out", default="results", help="folder of results (default: results)")
+    run.add_argument("--name", help="name of the measurement (default: the command's)")
+    run.add_argument("--idle", help="idle baseline: idle.parquet of a prerun on this host")
+    run.add_argument("--country", help="ISO 3166 alpha-3, for CO2e")
+    run.add_argument("--region", help="region of the country")
+    run.add_argument("--g-per-kwh", type=float, help="grid intensity instead of a country")
+    run.add_argument("--pue", type=float, default=1.0, help="power usage effectiveness (default: 1)")
+    _meter_options(run)
+    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    idle = commands.add_parser("idle", help="measure what this host draws when idle")
+    idle.add_argument("--seconds", type=float, default=30.0)
+    idle.add_argument("--out", help="write idle.parquet here")
+    _meter_options(idle)
+    export = commands.add_parser("boamps", help="a sidecar as a BoAmps report, on standard output")
+    export.add_argument("sidecar", help="path of an energy.json")
+    export.add_argument("--out", help="write the report here instead")
+    show = commands.add_parser("attempts", help="the attempts under a folder, as JSON lines")
+    show.add_argument("folder")
+    return parser
+
+
+def _meter_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--interval", type=float, default=0.5, help="seconds between samples (default: 0.5)")
+    parser.add_argument("--jitter", type=float, default=0.0, help="random share of the interval (default: 0)")
+    parser.add_argument("--cpu", default="auto", help="auto, rapl, codecarbon or off (default: auto)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: the command's own for ``run``, 2 on bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _COMMANDS[options.command](options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _config(options: argparse.Namespace):
+    from .config import MeterConfig
+
+    return MeterConfig(interval_s=options.interval, jitter=options.jitter, cpu=options.cpu)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .co2 import co2e
+    from .command import run_command
+    from .idle import IdleBaseline
+
+    argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+    if not argv:
+        raise UserError("run: no command; write it after --")
+    grid = dict(pue=options.pue, country=options.country, region=options.region, intensity=options.g_per_kwh)
+    co2e(None, **grid)  # a wrong country is said before an hour is measured, not after
+    idle = IdleBaseline.read(options.idle) if options.idle else None
+    record, code = run_command(argv, options.out, options.name, _config(options), grid, idle)
+    energy = record.energy
+    said = f"{energy.gross_j:.1f} J ({energy.source})" if energy.gross_j is not None else f"unknown: {energy.reason}"
+    wall = sum(attempt.wall_s or 0 for attempt in record.attempts)
+    flags = f", flags: {', '.join(record.quality.flags)}" if record.quality.flags else ""
+    where = Path(options.out) / "command" / record.name / record.version / "energy.json"
+    print(f"energy: {said} in {wall:.1f} s{flags}; {where}", file=sys.stderr)
+    return code
+
+
+def _idle(options: argparse.Namespace) -> int:
+    from .idle import measure_idle
+
+    baseline = measure_idle(_config(options), options.seconds)
+    for device, watts in baseline.watts.items():
+        print(f"{device}: {f'{watts:.2f} W' if watts is not None else f'unknown ({baseline.reasons.get(device)})'}")
+    if options.out:
+        baseline.write(options.out)
+    return 0
+
+
+def _boamps(options: argparse.Namespace) -> int:
+    from ..store import atomic
+    from ..store.sidecar import read
+    from .boamps import to_boamps
+
+    text = json.dumps(to_boamps(read(options.sidecar)), indent=1) + "\n"
+    if options.out:
+        atomic.write_text(options.out, text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _attempts(options: argparse.Namespace) -> int:
+    from .attempts import attempts_of
+
+    for attempt in attempts_of(options.folder):
+        print(attempt.model_dump_json())
+    return 0
+
+
+_COMMANDS = {"run": _run, "idle": _idle, "boamps": _boamps, "attempts": _attempts}
+
+if __name__ == "__main__":
+    sys.exit(main())
