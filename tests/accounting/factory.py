@@ -55,7 +55,27 @@ def stage(root: Path, key, gross_j, labels=None, consumes=(), wasted=0.0, wall_s
         wasted_j=wasted,
         **kwargs,
     )
-    return write_sidecar(root, sidecar)
+    folder = write_sidecar(root, sidecar)
+    write_power(folder, gross_j, wall_s or gross_j / 20)
+    return folder
+
+
+def write_power(folder: Path, gross_j: float, wall_s: float, seed: int = 0) -> None:
+    """A power trace whose mean is gross_j / wall_s: one attempt, one CPU, ten samples a second at most 2,000."""
+    n = min(int(wall_s * 2) + 2, 2000)
+    shape = 1 + 0.25 * np.sin(np.linspace(0, 40, n)) + 0.1 * np.random.default_rng(seed).standard_normal(n)
+    shape[: n // 12] *= 0.4
+    rows = {
+        "attempt": ["a"] * n,
+        "mono_s": [float(t) for t in np.linspace(1000, 1000 + wall_s, n)],
+        "component": ["cpu"] * n,
+        "device": [None] * n,
+        "watts": [float(w) for w in gross_j / wall_s * shape / shape.mean()],
+        "counter_j": [None] * n,
+    }
+    types = {"attempt": pa.string(), "mono_s": pa.float64(), "component": pa.string(), "device": pa.string()}
+    schema = pa.schema([*types.items(), ("watts", pa.float64()), ("counter_j", pa.float64())])
+    write_parquet(folder / "power.parquet", pa.table(rows, schema=schema))
 
 
 def write_items(folder: Path, scores: dict[str, np.ndarray]) -> None:

@@ -22,8 +22,24 @@ def html(demo_root, tmp_path_factory):
     summary = answer([demo_root], config=CONFIG)[1]
     pareto.draw(summary, folder / "pareto.pdf", folder / "pareto.png")
     figures = {"pareto": folder / "pareto.png", "sweep": folder / "absent.png"}
-    page.main(out["ledger"], out["summary"], figures, folder / "report.html", config="students: [a]", code_digest="x")
+    page.write_page(
+        out["ledger"], out["summary"], figures, folder / "report.html", config="students: [a]", code_digest="x"
+    )
     return folder / "report.html"
+
+
+def test_the_rule_calls_main_with_snakemakes_own_objects(html, tmp_path):
+    from types import SimpleNamespace
+
+    folder = html.parent
+    inputs = SimpleNamespace(
+        ledger=folder / "ledger.parquet", summary=folder / "summary.parquet", figures=[folder / "pareto.png"]
+    )
+    lines = []
+    page.main(inputs, tmp_path / "r.html", SimpleNamespace(config={"students": ["a"]}, code_digest="x"), lines.append)
+    assert "students:" in (tmp_path / "r.html").read_text()
+    assert (tmp_path / "r.html").read_text() == html.read_text().replace("students: [a]", "students:\n- a\n")
+    assert "1 figures" in lines[0]
 
 
 def test_nothing_is_loaded_from_outside(html):

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,24 @@ STATUS_WORDS = {
 }
 
 
-def main(
+def main(inputs: Any, out: str | Path, params: Any = None, log: Callable[[str], None] = print) -> None:
+    """What the ``report`` rule calls. ``inputs`` has ``ledger``, ``summary`` and ``figures`` (PNG paths); ``params``
+    may
+    have ``config`` (the configuration's text or mapping) and ``code_digest`` (today's)."""
+    paths = inputs.figures if not isinstance(inputs.figures, str | Path) else [inputs.figures]
+    figures = {Path(path).stem: path for path in paths}
+    config = getattr(params, "config", None)
+    if config is not None and not isinstance(config, str):
+        import yaml
+
+        config = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_page(
+        inputs.ledger, inputs.summary, figures, out, config=config, code_digest=getattr(params, "code_digest", None)
+    )
+    log(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB, {len(figures)} figures")
+
+
+def write_page(
     ledger: str | Path,
     summary: str | Path,
     figures: Mapping[str, str | Path],
@@ -54,10 +71,10 @@ def main(
 
     ``config``: the configuration's text, shown as given. ``code_digest``: today's, to warn of artifacts of other code.
     """
-    rows, problems = read_ledger(ledger)
-    html = render(rows, read_summary(summary), problems, figures, config=config, code_digest=code_digest, title=title)
     from ..store.atomic import write_text
 
+    rows, problems = read_ledger(ledger)
+    html = render(rows, read_summary(summary), problems, figures, config=config, code_digest=code_digest, title=title)
     write_text(out, html)
 
 

@@ -84,7 +84,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     if value == 0:
         return "0"
-    if abs(value) >= 1000:
+    if abs(value) >= 10 ** (digits - 1):
         return f"{float(f'{value:.{digits}g}'):,.0f}".replace(",", "\u202f")
     text = f"{value:#.{digits}g}"
     if "e" in text:

@@ -9,12 +9,14 @@ from typing import Any
 
 from ...accounting.labels import pipeline_name
 from .. import style
+from ..select import headline, omitted_note
 
 
 def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path, columns: int = 3) -> None:
     """Write the amortisation figure: a panel a student. The curve is E_teacher/N + E_student, the line the baseline's
     E_student: the terms of N*, so that they cross at N*."""
-    panels = _panels(summary)
+    shown = headline(summary)
+    panels = _panels(shown, summary)
     if not panels:
         style.nothing(
             "No pipeline reuses a teacher artifact beside a baseline of the same student and data set.", pdf, png
@@ -41,14 +43,16 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path,
         grid[index // columns][index % columns].axis("off")
     _legend(figure, panels, every)
     figure.tight_layout(w_pad=1.2)
+    style.footnote(figure, omitted_note(summary, shown))
     style.save(figure, pdf, png)
 
 
-def _panels(summary) -> list[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
-    by_group = {r["group"]: r for r in summary}
+def _panels(summary, every) -> list[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
+    by_group = {r["group"]: r for r in every}
     panels: dict[str, list] = {}
     for row in summary:
         base = by_group.get(row["baseline_group"])
+        # the curve and the line are those of N*, so the baseline is the row's own
         energies = (row["e_teacher_kwh"], row["e_student_kwh"], base and base["e_student_kwh"])
         if base is None or base is row or row["n_reuse"] is None or any(e is None for e in energies):
             continue

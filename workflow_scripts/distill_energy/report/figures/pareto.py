@@ -9,6 +9,9 @@ from typing import Any
 
 from ...accounting.labels import pipeline_name
 from .. import style
+from ..select import headline
+
+MOST_LABELS = 24  # beyond this many, only the front is labelled
 
 VIEWS = {
     "oneoff": "One-off: the teacher counted whole",
@@ -25,6 +28,7 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
         reasons = sorted({r["q_reason"] or r["e_reason"] or "unknown" for r in summary}) or ["there is no run"]
         style.nothing(f"No point has both an energy and a quality: {'; '.join(reasons)}", pdf, png)
         return
+    shown = {r["group"] for r in headline(drawn)}
     figure = plt.figure(figsize=(style.WIDTH, 6.4))
     grid = figure.add_gridspec(2, 2, height_ratios=[1.3, 1], hspace=0.36, wspace=0.12)
     main = figure.add_subplot(grid[0, :])
@@ -38,7 +42,7 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
     every = [r["pipeline"] for r in summary]
     placing = {}
     for view, axes in panels.items():
-        placing[axes] = _panel(axes, view, drawn, factor, every)
+        placing[axes] = _panel(axes, view, drawn, shown, factor, every)
         axes.set_title(VIEWS[view])
         axes.set_xlabel(f"Energy per student ({unit})")
         if view != "marginal":
@@ -50,7 +54,7 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
     style.save(figure, pdf, png)
 
 
-def _panel(axes, view: str, rows, factor: float, every) -> tuple[list, list]:
+def _panel(axes, view: str, rows, shown: set[str], factor: float, every) -> tuple[list, list]:
     """Draw one view; returns the labels to place and the lines that they should not cross."""
     labels, lines = [], []
     points = [r for r in rows if r[f"e_{view}_kwh"] is not None]
@@ -63,19 +67,23 @@ def _panel(axes, view: str, rows, factor: float, every) -> tuple[list, list]:
         if yerr:
             lines.append([(x, y - yerr[0][0]), (x, y + yerr[1][0])])
         on_front = row[f"on_front_{view}"]
+        if row["group"] not in shown and not on_front:  # another setting of a sweep
+            axes.plot(x, y, marker, ms=3.2, mfc="white", mec=colour, mew=0.7, alpha=0.6, zorder=3, ls="none")
+            continue
         if xerr or yerr:
             axes.errorbar(
                 x, y, yerr, xerr, fmt="none", ecolor=colour, elinewidth=0.8, capsize=1.5, alpha=0.45, zorder=2
             )
         axes.plot(x, y, marker, ms=6.5, mfc=colour if on_front else "white", mec=colour, mew=1.3, zorder=4, ls="none")
-        labels.append((x, y, _text(row, rows), style.darker(colour)))
+        if on_front or len(shown) <= MOST_LABELS:
+            labels.append((x, y, _text(row, brief=view != "oneoff"), style.darker(colour)))
     front = sorted((r[f"e_{view}_kwh"] * factor, r["q"]) for r in points if r[f"on_front_{view}"])
     if len(front) > 1 and len({(r["teacher"], r["dataset"]) for r in points}) == 1:
         corners = [c for (x0, y0), (x1, y1) in itertools.pairwise(front) for c in ((x0, y0), (x1, y0), (x1, y1))]
         lines.append(corners)
         axes.step(*zip(*front, strict=True), where="post", color="#777777", lw=0.9, ls=(0, (4, 2)), zorder=1)
     axes.grid(color="#e8e8e8", lw=0.5)
-    values = [p[0] for p in labels]
+    values = [r[f"e_{view}_kwh"] * factor for r in points]
     if values and min(values) > 0 and max(values) / min(values) > 30:
         axes.set_xscale("log")
     else:
@@ -85,10 +93,10 @@ def _panel(axes, view: str, rows, factor: float, every) -> tuple[list, list]:
     return labels, lines
 
 
-def _text(row, rows) -> str:
-    """The label without the pipeline, which colour and marker show."""
-    name = pipeline_name(row["pipeline"])
-    return row["label"].removeprefix(name + " ")
+def _text(row, brief: bool = False) -> str:
+    """The label without the pipeline, which colour and marker show; ``brief``: without a sweep's setting too."""
+    text = row["label"].removeprefix(pipeline_name(row["pipeline"]) + " ")
+    return text.partition(" (")[0] if brief else text
 
 
 def _legend(figure, main, rows, every) -> None:
@@ -123,6 +131,8 @@ def _notes(figure, summary) -> None:
     reuse = sorted({r["n_reuse"] for r in summary if r["n_reuse"] is not None})
     if reuse:
         notes.append("Real N: " + " to ".join(str(n) for n in dict.fromkeys((reuse[0], reuse[-1]))) + ".")
+    if len(headline(summary)) < len(summary):
+        notes.append("Small points: other settings of a sweep.")
     missing = [r for r in summary if r["q"] is None or r["e_oneoff_kwh"] is None]
     for row in missing:
         why = row["q_reason"] if row["q"] is None else row["e_reason"]

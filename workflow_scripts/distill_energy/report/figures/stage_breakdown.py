@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import style
+from ..select import headline, omitted_note
+
+MOST_BARS = 60  # a taller picture than this fits no page
 
 
 def segments(row: Mapping[str, Any]) -> list[tuple[str, str, float]]:
@@ -29,7 +32,12 @@ def segments(row: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path) -> None:
     """Write the stage breakdown: a horizontal bar a group, the total with its interval and its ratio to the
     baseline."""
-    rows = [r for r in summary if r["e_oneoff_kwh"] is not None and r["e_student_kwh"] is not None]
+    known = [r for r in summary if r["e_oneoff_kwh"] is not None and r["e_student_kwh"] is not None]
+    rows = headline(known)
+    notes = [omitted_note(known, rows)] if len(known) > len(rows) else []
+    if len(rows) > MOST_BARS:
+        notes.append(f"The first {MOST_BARS} of {len(rows)} bars.")
+        rows = rows[:MOST_BARS]
     if not rows:
         style.nothing("No run has a known energy in every stage.", pdf, png)
         return
@@ -67,8 +75,9 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
     axes.grid(axis="x", color="#e8e8e8", lw=0.5)
     axes.set_xlabel(f"Energy per student, the teacher counted whole ({unit})")
     _legend(axes, rows)
-    notes = [f"{r['label']} ({r['e_reason']})" for r in summary if r not in rows]
-    style.footnote(figure, f"Not shown: {'; '.join(notes)}." if notes else "")
+    unknown = [f"{r['label']} ({r['e_reason']})" for r in summary if r not in known]
+    notes += [f"Not shown: {'; '.join(unknown)}."] if unknown else []
+    style.footnote(figure, " ".join(notes))
     style.save(figure, pdf, png)
 
 
