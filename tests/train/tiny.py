@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -30,9 +31,10 @@ class CountingMeter:
 
     @contextlib.contextmanager
     def phase(self, name: str):
-        start = time.perf_counter()
-        yield
-        self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - start
+        start, handle = self.joules(), SimpleNamespace(joules=None)
+        yield handle
+        handle.joules = None if start is None else self.joules() - start
+        self.phases[name] = self.phases.get(name, 0.0) + (handle.joules or 0.0)
 
     def joules(self) -> float | None:
         return time.process_time() * 1e3 if self.known else None

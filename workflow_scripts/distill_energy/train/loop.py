@@ -135,14 +135,12 @@ class Loop:
 
     def _evaluate(self) -> dict[str, Any]:
         """Validation losses; decides on the best weights and on stopping. Booked apart by the meter."""
-        state, before, begin = self.state, self._read_meter(), time.monotonic()
-        with self.job.meter.phase("evaluation") if self.peers.leads else contextlib.nullcontext():
+        state, begin = self.state, time.monotonic()
+        with self.job.meter.phase("evaluation") as phase:
             gold = self._mean_loss(self.gold)
             own = gold if self.own is None else self._mean_loss(self.own)
         state.evaluation_s += time.monotonic() - begin
-        after = self._read_meter()
-        if before is not None and after is not None:
-            state.evaluation_j += max(0.0, after - before)
+        state.add_evaluation_joules(getattr(phase, "joules", None))
         if not math.isfinite(own):
             raise UserError(f"{self.job.name}: evaluation loss is {own} at step {state.step}")
         if state.note_evaluation(own, gold, self.setup.choices.epsilon(self.training["epsilon"])):
@@ -188,7 +186,7 @@ class Loop:
             return {}
         self.meter_read = now
         joules = self._read_meter()
-        return {"joules": joules, "joules_eval": None if joules is None else self.state.evaluation_j}
+        return {"joules": joules, "joules_eval": self.state.evaluation_j}
 
     def _rate(self) -> float:
         return self.state.tokens / self.state.seconds if self.state.seconds else 0.0

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
 from ..store import atomic
 from .job import Job, Peers
 from .loop import Loop
+from .memory import keep_freed_memory, out_of_memory
+from .processes import check_processes, device_of, group
 from .setup import Setup
 from .state import State
 from .trajectory import write_trajectory
@@ -19,7 +22,7 @@ from .trajectory import write_trajectory
 
 def train(ctx: Any) -> dict[str, Any]:
     """Train, save the best weights and the trajectory; returns the results."""
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     job = Job(
         params=ctx.spec.params,
         inputs=ctx.inputs,
@@ -28,14 +31,42 @@ def train(ctx: Any) -> dict[str, Any]:
         log=ctx.log,
         name=ctx.spec.name,
         version=ctx.spec.version,
-        peers=Peers(device=device),
+        joules_before=joules_of_earlier_attempts(ctx.spec.attempts),
+        peers=Peers(device=device_of(device_type, 0)),
     )
+    count = job.training.get("processes") or 1
+    check_processes(count, device_type)
+    try:
+        if count == 1:
+            if device_type == "cpu":
+                keep_freed_memory()
+            return fit(job, ctx.out)
+        with group(job, count, device_type) as joined:
+            return fit(joined, ctx.out)
+    except (RuntimeError, MemoryError) as error:
+        message = out_of_memory(job, error)
+        if message is None:
+            raise
+        raise UserError(message) from error
+
+
+def fit(job: Job, out: Path) -> dict[str, Any]:
+    """Train as rank 0 and write the artifact into ``out``."""
     setup = Setup(job)
     loop = Loop(job, setup)
     state = loop.run()
-    save_student(setup, loop, ctx.out / "model")
-    write_trajectory(state.rows, ctx.out / "trajectory.parquet")
+    save_student(setup, loop, out / "model")
+    write_trajectory(state.rows, out / "trajectory.parquet")
     return results(setup, state, loop)
+
+
+def joules_of_earlier_attempts(folder: str | Path) -> float | None:
+    """Gross joules of the attempts that ended before this one; None if one of them is unknown."""
+    from ..energy import attempts_of
+    from ..store import sidecar
+
+    totals = [sidecar.total(a.components)[0] for a in attempts_of(folder) if a.outcome != "running"]
+    return None if any(value is None for value in totals) else float(sum(totals))
 
 
 def save_student(setup: Setup, loop: Loop, folder: Path) -> None:
@@ -70,6 +101,7 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
     changed = [row["share_changed"] for row in state.rows if row.get("share_changed") is not None]
     joules = next((row["joules"] for row in reversed(state.rows) if row.get("joules") is not None), None)
     slots = state.tokens + state.padding
+    evaluated_j = state.evaluation_j if state.evaluation_j is not None and joules else None
     return {
         "pipeline": setup.pipeline.kind,
         "steps": state.step,
@@ -80,7 +112,7 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
         "gold_eval_loss": _finite(state.best_gold),
         "padding_share": state.padding / slots if slots else None,
         "evaluation_share_seconds": state.evaluation_s / state.seconds if state.seconds else None,
-        "evaluation_share_joules": state.evaluation_j / joules if joules else None,
+        "evaluation_share_joules": evaluated_j / joules if evaluated_j is not None else None,
         "evaluation_rows": len(loop.gold) + (len(loop.own) if loop.own is not None else 0),
         "checkpoint_share_seconds": state.checkpoint_s / state.seconds if state.seconds else None,
         "tokens_per_s": state.tokens / state.seconds if state.seconds else None,

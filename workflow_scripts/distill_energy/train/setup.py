@@ -68,6 +68,8 @@ class Setup:
         pad = getattr(self.student.lm.config, "pad_token_id", None)
         self.pad_id = int(pad) if isinstance(pad, int) and 0 <= pad < self.vocabulary else 0
         self.module: Any = self.student
+        if peers.world > 1:
+            self._distribute()
         self.trainable = {n: p for n, p in self.student.model.named_parameters() if p.requires_grad}
         self._build_optimizer()
         self.evaluation_batch_size = EVALUATION_BATCH
@@ -87,6 +89,12 @@ class Setup:
         from ..teacher.cache.fingerprint import tokenizer_hash
 
         return tokenizer_hash(self.tokenizer)
+
+    def _distribute(self) -> None:
+        """Wrap the student for several processes. The wrapper averages gradients over them."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        self.module = DistributedDataParallel(self.student, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def _build_optimizer(self) -> None:
         weights = list(self.trainable.values())

@@ -17,7 +17,7 @@ class State:
     padding: int = 0
     seconds: float = 0.0
     evaluation_s: float = 0.0
-    evaluation_j: float = 0.0
+    evaluation_j: float | None = 0.0  # None: unknown
     checkpoint_s: float = 0.0
     best_loss: float = math.inf
     best_gold: float = math.inf
@@ -40,6 +40,11 @@ class State:
             self.best_loss, self.best_gold, self.best_step = own, gold, self.step
             return True
         return False
+
+    def add_evaluation_joules(self, joules: float | None) -> None:
+        """Add an evaluation's energy; one that is unknown makes the sum unknown."""
+        known = joules is not None and self.evaluation_j is not None
+        self.evaluation_j = self.evaluation_j + joules if known else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
