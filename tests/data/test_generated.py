@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from distill_energy.data.checks import check, last_number
+from distill_energy.data.checks import check, last_number, stated_number
 from distill_energy.data.families import choice
 from distill_energy.data.families.facts import RELATIONS
 from distill_energy.data.generated import (
@@ -72,7 +72,7 @@ def test_held_out_wordings_are_other_wordings(family):
 
 
 def test_held_out_facts_are_other_facts():
-    for relation, (facts, _, _) in RELATIONS.items():
+    for relation, (facts, _, _, _) in RELATIONS.items():
         held_out = [key for key in facts if choice.is_held_out(relation, key)]
         assert 0 < len(held_out) < len(facts), relation
 
@@ -84,7 +84,7 @@ def test_gold_responses_pass_their_own_check(family, seed):
         if item["check"]:
             assert check(item["check"], item["response"]) == 1.0, item
         if item["family"] == "arithmetic":
-            assert last_number(item["response"]) == item["answer"], item
+            assert stated_number(item["response"]) == last_number(item["response"]) == item["answer"], item
 
 
 @pytest.mark.parametrize("template", FAMILIES["instructions"].TRAIN + FAMILIES["text"].TRAIN)
@@ -130,7 +130,7 @@ def test_choices_have_one_right_answer_and_balanced_positions():
 
 def test_too_many_items_is_one_clear_line():
     with pytest.raises(UserError, match=r"only \d+ different ones exist"):
-        generate_train(100_000, 0, ["choice"])
+        evaluation_items("choice", 100_000)
     with pytest.raises(UserError, match="poetry"):
         generate_train(1, 0, ["poetry"])
     with pytest.raises(UserError, match="poetry"):
@@ -163,3 +163,19 @@ def test_check_of_several_parts_is_their_share():
     assert [check(spec, text) for text in ("a-z", "a-y", "b-y")] == [1.0, 0.5, 0.0]
     with pytest.raises(UserError, match="sonnet"):
         check({"check": "sonnet"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2 + 8 = 10\n\nIn mathematics, 2 + 8 is", "10"),
+        ("The sum of 12 and 16 is 28, which is nice.", "28"),
+        ("First 43 + 19 = 62. Then 62 - 16 = 46.", "46"),
+        ("\n\n17", "17"),
+        ("It equals 1,234.50 dollars", "1234.5"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_stated_number(text, number):
+    assert stated_number(text) == number

@@ -88,12 +88,23 @@ def test_multi_turn_labels_reach_the_artifact(samples, context, tokenizer):
     assert results["n_repeated_rows"] == 1 and results["n_unusable"] == 1
 
 
-def test_truncation_and_drops_are_counted(samples, context):
+def test_truncation_and_drops_are_counted(samples, context, tokenizer):
+    import pyarrow.parquet as pq
+
+    from distill_energy.data.chat import encode
+
     spec = {
         "source": "files", "path": str(samples / "openr1_math.jsonl"), "format": "openr1_math",
         "n_train": 3, "n_validation": 2, "seed": 0, "max_length": 100,
     }  # fmt: skip
-    assert main(context({"dataset": spec, "model": MODEL}))["n_truncated"] == 5  # all answers are longer than that
+    ctx = context({"dataset": spec, "model": MODEL})
+    results = main(ctx)
+    whole = {
+        item.id: len(encode(tokenizer, item.messages).input_ids)
+        for item in (conversation(row, "openr1_math") for row in rows_of(samples, "openr1_math"))
+    }
+    used = [i for name in ("train", "validation") for i in pq.read_table(ctx.out / f"{name}.parquet")["id"].to_pylist()]
+    assert results["n_truncated"] == sum(whole[i] > 100 for i in used) > 0
     with pytest.raises(UserError, match="only 0 usable"):  # the prompt alone fills the length: no label is left
         main(context({"dataset": spec | {"max_length": 20}, "model": MODEL}))
 

@@ -16,13 +16,28 @@ def words(text: str) -> list[str]:
     return WORD.findall(text)
 
 
+NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
+
+
+def _plain(number: str) -> str:
+    number = number.replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
 def last_number(text: str) -> str | None:
     """The last integer or decimal of a text, without thousands separators and trailing zeros; None if none."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    if not found:
-        return None
-    number = found[-1].replace(",", "")
-    return number.rstrip("0").rstrip(".") if "." in number else number
+    found = re.findall(NUMBER, text)
+    return _plain(found[-1]) if found else None
+
+
+def stated_number(text: str) -> str | None:
+    """The number that the first line states: after its last ``=``, ``is`` or ``equals``, else its last number.
+
+    Small models go on talking after the answer, so that the last number of the whole text is often another one.
+    """
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    stated = re.findall(rf"(?:=|\bis\b|\bequals\b|\bequal to\b):?\s*\$?({NUMBER})", line)
+    return _plain(stated[-1]) if stated else last_number(line)
 
 
 def _items(text: str) -> list[str]:
@@ -43,7 +58,7 @@ CHECKS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "n_items": lambda t, a: len(_items(t)) == a["n"],
     "quoted": lambda t, a: len(t.strip()) > 2 and t.strip().startswith('"') and t.strip().endswith('"'),
     "bullets": lambda t, a: len([x for x in t.splitlines() if x.startswith(("- ", "* "))]) == a["n"],
-    "number": lambda t, a: last_number(t) == a["text"],
+    "number": lambda t, a: stated_number(t) == a["text"],
 }
 
 

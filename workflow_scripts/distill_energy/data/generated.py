@@ -6,7 +6,8 @@ hash of the prompt; evaluation items come from templates (and, for multiple choi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -31,28 +32,35 @@ def _families(names: tuple[str, ...] | list[str] | None) -> list[str]:
     return chosen
 
 
-def _draws(groups: list[tuple[str, tuple[Template, ...]]], purpose: str, seed: int, keep) -> Iterator[tuple[str, Item]]:
+def _draws(
+    groups: list[tuple[str, tuple[Template, ...]]], purpose: str, seed: int, keep: Callable[[str], bool]
+) -> Iterator[tuple[str, Item]]:
     """Endless (family, item): families in turn, then their templates in turn; no prompt twice; ends when used up."""
     seen: set[str] = set()
-    queues = [[(family, template, 0) for template in templates] for family, templates in groups]
-    rngs = [[Random(digest(purpose, seed, family, i)) for i in range(len(templates))] for family, templates in groups]
-    order = [0] * len(groups)
-    while any(queues):
-        for g, queue in enumerate(queues):
-            if not queue:
-                continue
-            slot = order[g] % len(queue)
-            family, template, _ = queue[slot]
-            for _ in range(PATIENCE):
-                item = template(rngs[g][slot])
-                key = normalised(item.prompt) if item else None
-                if key is not None and key not in seen and keep(key):
-                    seen.add(key)
-                    order[g] += 1
-                    yield family, item
-                    break
-            else:
-                del queue[slot], rngs[g][slot]
+
+    def fresh(template: Template, rng: Random) -> Item | None:
+        for _ in range(PATIENCE):
+            item = template(rng)
+            key = normalised(item.prompt) if item else None
+            if key is not None and key not in seen and keep(key):
+                seen.add(key)
+                return item
+        return None
+
+    turns = [
+        (family, deque((template, Random(digest(purpose, seed, family, i))) for i, template in enumerate(templates)))
+        for family, templates in groups
+    ]
+    while any(queue for _, queue in turns):
+        for family, queue in turns:
+            item = None
+            while queue and item is None:
+                item = fresh(*queue[0])
+                if item is None:
+                    queue.popleft()
+            if item is not None:
+                queue.rotate(-1)
+                yield family, item
 
 
 def _take(draws: Iterator[tuple[str, Item]], n: int, what: str) -> list[tuple[str, Item]]:
@@ -108,8 +116,8 @@ def evaluation_items(family: str, n: int, seed: int = 0) -> list[dict[str, Any]]
     """``n`` held-out items: dicts with ``id``, ``family``, ``prompt``, ``response`` (gold), ``answer``, ``choices``,
     ``right`` (index into choices), ``check`` (see ``checks.check``); what does not apply is None.
 
-    ``gold``: every family's held-out templates in equal shares. ``arithmetic``: sums, with ``answer``. ``choice``:
-    with ``choices`` and ``right``. ``instructions`` and ``text``: with ``check``.
+    ``gold``: every family's held-out templates in equal shares. ``arithmetic``: sums, with ``answer`` (compare with
+    ``checks.stated_number``). ``choice``: with ``choices`` and ``right``. ``instructions`` and ``text``: with ``check``.
     """
     if family not in EVALUATIONS:
         raise UserError(f"evaluation family {family!r} is not one of {', '.join(EVALUATIONS)}")

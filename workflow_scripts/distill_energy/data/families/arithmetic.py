@@ -88,22 +88,33 @@ def _calculate_product(rng: Random) -> Item:
     return Item(f"Calculate {a} * {b}.", f"{a} * {b} = {a * b}", answer=str(a * b))
 
 
-# Held out: other wordings and other situations. The numbers of the direct sums are those that the teacher can add.
-
-
 def _add_words(rng: Random) -> Item:
-    a, b = rng.randint(2, 49), rng.randint(2, 49)
+    a, b = rng.randint(2, 60), rng.randint(2, 60)
     return Item(f"Add {a} and {b}.", f"{a} + {b} = {a + b}", answer=str(a + b))
 
 
-def _sum_of(rng: Random) -> Item:
-    a, b = rng.randint(2, 49), rng.randint(2, 49)
-    return Item(f"What is the sum of {a} and {b}?", f"{a} + {b} = {a + b}", answer=str(a + b))
+def _how_much(rng: Random) -> Item:
+    a, b = rng.randint(2, 60), rng.randint(2, 60)
+    return Item(f"How much is {a} plus {b}?", f"{a} plus {b} is {a + b}.", answer=str(a + b))
 
 
-def _plus(rng: Random) -> Item:
-    a, b = rng.randint(2, 49), rng.randint(2, 49)
-    return Item(f"How much is {a} plus {b}?", f"{a} + {b} = {a + b}", answer=str(a + b))
+# Held out: other wordings and other situations. The direct sums are those that the default teacher can do: it is right
+# in two to nine cases of ten with these wordings and small numbers, and seldom with others.
+
+
+def _value_of(rng: Random) -> Item:
+    a, b = rng.randint(1, 12), rng.randint(1, 12)
+    return Item(f"Tell me the value of {a} + {b}.", f"The value of {a} + {b} is {a + b}.", answer=str(a + b))
+
+
+def _result_of(rng: Random) -> Item:
+    a, b = rng.randint(1, 12), rng.randint(1, 12)
+    return Item(f"What is the result of {a} + {b}?", f"The result of {a} + {b} is {a + b}.", answer=str(a + b))
+
+
+def _compute_sum(rng: Random) -> Item:
+    a, b = rng.randint(1, 12), rng.randint(1, 12)
+    return Item(f"Compute the sum {a} + {b}.", f"The sum of {a} and {b} is {a + b}.", answer=str(a + b))
 
 
 def _bus(rng: Random) -> Item:
@@ -137,7 +148,9 @@ TRAIN: tuple[Template, ...] = (
     _what_is_sum,
     _compute_difference,
     _calculate_product,
+    _add_words,
+    _how_much,
 )
-HELD_OUT: tuple[Template, ...] = (_add_words, _sum_of, _plus, _bus, _pages, _seats)
+HELD_OUT: tuple[Template, ...] = (_value_of, _result_of, _compute_sum, _bus, _pages, _seats)
 #: Asked of the models: sums only, since exact match on the rest is near 0 even for the teacher.
-ASKED: tuple[Template, ...] = (_add_words, _sum_of, _plus)
+ASKED: tuple[Template, ...] = (_value_of, _result_of, _compute_sum)

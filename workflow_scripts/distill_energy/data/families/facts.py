@@ -42,11 +42,6 @@ CATEGORIES = _pairs(
     Sunday=day; January=month; March=month; August=month; gold=metal; iron=metal; copper=metal; silver=metal;
     football=sport; tennis=sport; basketball=sport; hockey=sport; bee=insect; ant=insect; mosquito=insect"""
 )
-COLORS = _pairs(
-    """grass=green; snow=white; coal=black; blood=red; the sky=blue; a banana=yellow; a carrot=orange; a lemon=yellow;
-    chocolate=brown; milk=white; the sun=yellow; a ripe tomato=red; the ocean=blue; a leaf in summer=green;
-    a strawberry=red; an eggplant=purple; a pumpkin=orange; a frog=green; a crow=black; paper=white"""
-)
 YOUNG = _pairs(
     """dog=puppy; cat=kitten; cow=calf; horse=foal; sheep=lamb; bear=cub; duck=duckling; hen=chick; deer=fawn;
     goat=kid; pig=piglet; kangaroo=joey; frog=tadpole; swan=cygnet; human=baby"""
@@ -81,45 +76,47 @@ LANGUAGES = _pairs(
     Israel=Hebrew; Iran=Persian; England=English"""
 )
 
-#: relation → (facts, training wordings, held-out wordings); ``{}`` is the fact's key.
-RELATIONS: dict[str, tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]] = {
+#: relation → (facts, the answer's sentence of key and value, training wordings, held-out wordings of the key).
+RELATIONS: dict[str, tuple[dict[str, str], str, tuple[str, ...], tuple[str, ...]]] = {
     "capital": (
         CAPITALS,
+        "The capital of {} is {}.",
         ("What is the capital of {}?", "Name the capital city of {}."),
         ("Which city is the capital of {}?", "{} has which city as its capital?"),
     ),
     "continent": (
         CONTINENTS,
+        "{} is in {}.",
         ("On which continent is {}?", "Name the continent where {} lies."),
         ("{} is a country in which continent?", "Which continent is {} part of?"),
     ),
     "opposite": (
         OPPOSITES,
+        'The opposite of "{}" is "{}".',
         ('What is the opposite of "{}"?', 'Give a word that means the opposite of "{}".'),
         ('Which word is the antonym of "{}"?', 'If something is not "{}", what is its opposite?'),
     ),
     "category": (
         CATEGORIES,
+        "{}: a type of {}.",
         ('What kind of thing is "{}"?', 'Which category does "{}" belong to?'),
         ('The word "{}" names a type of what?', 'What is "{}" an example of?'),
     ),
-    "color": (
-        COLORS,
-        ("What color is {} usually?", "Name the usual color of {}."),
-        ("Which color do people see when they look at {}?", "{} is typically which color?"),
-    ),
     "young": (
         YOUNG,
+        "A young {} is called a {}.",
         ("What is a young {} called?", "Name the young of a {}."),
         ("What do we call a baby {}?", "Which word names the offspring of a {}?"),
     ),
     "plural": (
         PLURALS,
+        'The plural of "{}" is "{}".',
         ('What is the plural of "{}"?', 'Write the plural form of "{}".'),
         ("One {}, two of them are called what?", 'How do you say "{}" when there are many?'),
     ),
     "past": (
         PAST,
+        'The past tense of "{}" is "{}".',
         ('What is the past tense of "{}"?', 'Write the simple past of the verb "{}".'),
         (
             "Today I {}. Yesterday I did the same: which verb form is right?",
@@ -128,16 +125,19 @@ RELATIONS: dict[str, tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]] = 
     ),
     "place": (
         PLACES,
+        "A {} works in a {}.",
         ("Where does a {} work?", "Name the place where a {} usually works."),
         ("In which place would you most likely meet a {}?", "A {} does the job in which place?"),
     ),
     "use": (
         USES,
+        "A {} is used for {}.",
         ("What is a {} used for?", "Name the main use of a {}."),
         ("For what purpose do people have a {}?", "Why would somebody need a {}?"),
     ),
     "language": (
         LANGUAGES,
+        "The language of {} is {}.",
         ("Which language is spoken in {}?", "Name the main language of {}."),
         ("People in {} mostly speak which language?", "What do most people in {} speak?"),
     ),
