@@ -126,21 +126,22 @@ class Window:
         return components, energies
 
     def _energy(self, index: int, device: dict[str, Any]) -> account.Energy:
-        samples, checks = [], []
+        samples, checks, shares = [], [], {}
         for tick in self.ticks:
             value = tick["v"][index] if index < len(tick["v"]) else [None, None]
             t = value[3] if len(value) > 3 else tick["t"]
             samples.append((t, value[0], None if value[1] is None else value[1] * 1e-3))
+            if "share" in tick:
+                shares[t] = tick["share"]
             if len(value) > 4 and value[4] is not None:
                 checks.append((t, value[4]))
         if not samples:
             return account.Energy(reason="no sample was taken")
         if device["kind"] == "codecarbon":
             return account.estimate_energy(samples, "codecarbon_process", checks)
-        if samples[-1][0] < self.stop:  # the sampler died before the stage
+        if self.ticks[-1]["t"] < self.stop:  # the sampler died before the stage
             samples.append((self.stop, None, None))
         if device["kind"] == "rapl":
-            shares = {tick["t"]: tick["share"] for tick in self.ticks if "share" in tick}
             energy = account.rapl_energy(
                 samples, self.interval, device.get("range"), device["limit_w"], device["unit"], shares
             )

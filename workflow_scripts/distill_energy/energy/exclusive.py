@@ -13,15 +13,22 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-FOLDER = Path("/tmp/distill-energy-locks")  # one for all users and jobs of the host, whatever TMPDIR says
+#: One for all users and jobs of the host, whatever TMPDIR says.
+FOLDER = "/tmp/distill-energy-locks"
+FOLDER_VARIABLE = "DISTILL_ENERGY_LOCKS"  # environment: another folder
 HELD = "DISTILL_ENERGY_GPUS_HELD"  # environment: GPUs that this process or one that started it holds
+
+
+def lock_folder() -> Path:
+    """Where locks lie. Jobs with a private /tmp cannot see each other there: name a shared folder of the host."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
 
 
 class DeviceLocks:
     """Advisory locks by GPU UUID; the kernel drops them when the holder dies, however it dies."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or lock_folder()
         self.held: list[int] = []
         self._before: str | None = None
 
@@ -86,7 +93,8 @@ def make_shared(folder: Path) -> None:
 class MeterRegister:
     """Which stages are being measured on this host. A locked file each, named by the stage's process."""
 
-    def __init__(self, pid: int, folder: Path = FOLDER) -> None:
+    def __init__(self, pid: int, folder: Path | None = None) -> None:
+        folder = folder or lock_folder()
         self.folder = folder / "meters"
         make_shared(folder)
         make_shared(self.folder)

@@ -26,6 +26,7 @@ class RunningTotal:
         counter, power = value[0], value[1]
         if counter is None and power is None:
             return
+        t = value[3] if len(value) > 3 else t
         previous = self.last[index]
         self.last[index] = (t, counter, power)
         if previous is None:
