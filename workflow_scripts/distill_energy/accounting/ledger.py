@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..store.sidecar import SIDECAR_NAME, STAGES, Attempt, Component, Sidecar, parse, total
+from ..store.sidecar import SIDECAR_NAME, STAGES, Attempt, Component, Sidecar, parse, read, total
+from ..store.teacher_store import consumers
 from .graph import Key, Provenance
 
 #: Ledger columns and their Arrow types (see ``schema``). ``*_j`` joules, ``wall_s`` seconds, ``co2e_g`` grams.
@@ -25,7 +26,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("stage", "string"),
     ("name", "string"),
     ("version", "string"),
-    ("status", "string"),  # ok | duplicate | consumes_missing | orphan
+    ("status", "string"),  # ok | duplicate | consumes_missing | orphan | elsewhere
     ("current", "bool"),
     ("recipe", "int64"),
     ("consumes", "list"),  # "stage/name/version"
@@ -81,6 +82,10 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("created_utc", "string"),
     ("path", "string"),
 )
+
+
+#: Rows of these statuses are no part of this workflow's energy.
+OUTSIDE = ("duplicate", "elsewhere")
 
 
 @dataclass(frozen=True)
@@ -370,7 +375,35 @@ def collect_rows(
             if row is not None:
                 extra.append(row)
     problems += _link(rows)
-    return [*rows.values(), *extra], problems
+    elsewhere, unreadable = registered(folders, rows)
+    return [*rows.values(), *extra, *elsewhere], problems + unreadable
+
+
+def registered(
+    folders: Sequence[Path], rows: Mapping[Key, Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Runs of other workflows that registered with a teacher store as consumers, and copies that cannot be read.
+
+    Their energy belongs to their own workflow's ledger; here they only count as reuse. A copy of a run that ``rows``
+    holds itself is left out.
+    """
+    found: dict[tuple, dict[str, Any]] = {}
+    problems = []
+    for folder in folders:
+        for path in consumers(folder):
+            try:
+                sidecar = read(path)
+            except UserError as error:
+                problems.append(Problem(str(path), "rejected", str(error)))
+                continue
+            row = row_of(sidecar, str(path))
+            own = rows.get(key_of(row))
+            if own is not None and own["started_utc"] == row["started_utc"]:
+                continue
+            attempt = sidecar.attempts[0].id
+            row |= {"status": "elsewhere", "flags": ["elsewhere"], "run": f"{row['run']}@{attempt}"}
+            found[(*key_of(row), attempt)] = row
+    return list(found.values()), problems
 
 
 def _joules(value: float | None) -> str:
@@ -402,7 +435,7 @@ def mark_current(rows: list[dict[str, Any]], current: Sequence[Sequence[str]] | 
     if current is not None:
         wanted = {tuple(item) for item in current}
         for row in rows:
-            row["current"] = row["status"] != "duplicate" and (row["stage"], row["name"], row["version"]) in wanted
+            row["current"] = row["status"] not in OUTSIDE and (row["stage"], row["name"], row["version"]) in wanted
         present = {(r["stage"], r["name"], r["version"]) for r in rows if r["current"] and r["status"] != "orphan"}
         return [
             Problem("/".join(key), "missing", f"{'/'.join(key)}: planned, but it has no accepted sidecar")
@@ -416,12 +449,12 @@ def mark_current(rows: list[dict[str, Any]], current: Sequence[Sequence[str]] | 
         return None
 
     for row in rows:
-        if row["status"] != "orphan" and (key := identity(row)):
+        if row["status"] not in ("orphan", *OUTSIDE) and (key := identity(row)):
             newest[key] = max(newest.get(key, ""), row["created_utc"] or "")
     for row in rows:
         key = identity(row)
         latest = key is None or row["status"] == "orphan" or row["created_utc"] == newest[key]
-        row["current"] = row["status"] != "duplicate" and latest
+        row["current"] = row["status"] not in OUTSIDE and latest
     return []
 
 
@@ -461,6 +494,11 @@ def provenance(rows: Sequence[Mapping[str, Any]]) -> Provenance:
     accepted = [r for r in rows if r["status"] in ("ok", "consumes_missing")]
     edges = {key_of(r): [tuple(c.split("/")) for c in r["consumes"]] for r in accepted}
     runs = {key_of(r): r["run"] or "/".join(key_of(r)) for r in accepted if r["stage"] == "student_training"}
+    for row in rows:
+        if row["status"] == "elsewhere":  # another workflow may have trained the very same run: a key of its own
+            key = (row["stage"], row["name"], row["run"])
+            edges[key] = [tuple(c.split("/")) for c in row["consumes"]]
+            runs[key] = row["run"]
     return Provenance(edges, runs)
 
 

@@ -14,7 +14,7 @@ from .breakeven import JOULES_PER_KWH, BreakEven, n_star, t_star
 from .graph import TEACHER, Provenance
 from .intervals import Estimate, mean_interval
 from .labels import group_labels, pipeline_name
-from .ledger import key_of, provenance
+from .ledger import OUTSIDE, key_of, provenance
 from .options import Options
 from .runs import Row, Run, build_runs
 
@@ -367,7 +367,7 @@ def _sweep(group: Group, rows: Sequence[Row], source: Provenance) -> dict[str, A
         r
         for r in rows
         if r["stage"] in ("student_training", "evaluation")
-        and r["status"] != "duplicate"
+        and r["status"] not in OUTSIDE
         and all(r[k] == first[k] for k in same)
     ]
     energies = [r["total_j"] for r in members]

@@ -26,7 +26,35 @@ def build_parser() -> argparse.ArgumentParser:
     replay.add_argument("table", type=Path, help="configs/paper_table.yaml")
     replay.add_argument("out", type=Path, help="folder for figures and tables, such as results/paper")
     replay.set_defaults(run=run_replay)
+
+    forecast = commands.add_parser("forecast", help="energy, time, storage and CO2e of a configuration, before it runs")
+    forecast.add_argument("config", type=Path)
+    forecast.add_argument("--results", type=Path, default=Path("results"), help="where a calibration may lie")
+    forecast.add_argument("--earlier", type=Path, help="an earlier ledger.parquet, whose rates replace the FLOPs")
+    forecast.add_argument("--preset", help="a hardware preset instead of the host's calibration")
+    forecast.add_argument("--out", type=Path, help="folder for forecast.pdf, .png and .csv")
+    forecast.set_defaults(run=run_forecast)
     return parser
+
+
+def run_forecast(options: argparse.Namespace) -> int:
+    """Print the forecast and, with ``--out``, write its figure and table."""
+    from ..config.load import load_config
+    from .forecast import lines, make, write
+
+    ledger = options.results / "ledger.parquet"
+    result = make(
+        load_config(options.config),
+        options.results,
+        preset_name=options.preset,
+        earlier=options.earlier,
+        ledger=ledger if ledger.is_file() else None,
+    )
+    for line in lines(result):
+        print(line)
+    if options.out:
+        write(result, options.out / "forecast.pdf", options.out / "forecast.png", options.out / "forecast.csv")
+    return 0
 
 
 def _config(path: Path | None) -> dict | None:

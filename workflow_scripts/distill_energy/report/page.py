@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..accounting.aggregate import read_ledger, read_summary
-from ..accounting.ledger import Problem
+from ..accounting.ledger import OUTSIDE, Problem
 from . import dag
 from .sentences import detail, energy, sentence
 from .style import energy_unit, number
@@ -154,7 +154,7 @@ def answers(summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def totals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """(name, value, note) of everything that was spent, in the configuration or not."""
-    counted = [r for r in rows if r["status"] != "duplicate"]
+    counted = [r for r in rows if r["status"] not in OUTSIDE]
     unknown = sum(r["total_j"] is None for r in counted)
     note = f"and {unknown} execution{'s' if unknown > 1 else ''} of unknown energy" if unknown else "of all executions"
 
@@ -220,7 +220,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Measurement quality and totals by stage."""
     by_stage: dict[str, list] = defaultdict(list)
     for row in rows:
-        if row["status"] != "duplicate":
+        if row["status"] not in OUTSIDE:
             by_stage[row["stage"]].append(row)
     table = []
     for stage, members in by_stage.items():
