@@ -26,7 +26,17 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slurm_processes import MARK, ClusterError, die_with_parent, end, kill_quietly, marked, reap, wait_until
+from slurm_processes import (
+    MARK,
+    ClusterError,
+    Unavailable,
+    die_with_parent,
+    end,
+    kill_quietly,
+    marked,
+    reap,
+    wait_until,
+)
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server", "mariadb-client")
@@ -101,7 +111,7 @@ class Cluster:
     def up(self) -> "Cluster":
         """Start everything and wait until each node is idle. Raises ClusterError; cleans up after itself."""
         if os.geteuid() != 0:
-            raise ClusterError("starting SLURM needs root (devices, /etc/slurm)")
+            raise Unavailable("starting SLURM needs root (devices, /etc/slurm)")
         install(PACKAGES + (ACCOUNTING_PACKAGES if self.accounting else ()))
         self._take_lock()
         try:
@@ -112,7 +122,7 @@ class Cluster:
             self._spawn("slurmctld", ["slurmctld", "-D", "-c"])
             for node in self.nodes:
                 self.start_node(node, wait=False)
-            wait_until(lambda: all(self.state(node) == "idle" for node in self.nodes), 30, "idle nodes", self._logs)
+            self.wait_idle()
         except BaseException:
             self.down()
             raise
@@ -134,6 +144,10 @@ class Cluster:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def wait_idle(self, seconds: float = 60) -> None:
+        """Wait until no node has work."""
+        wait_until(lambda: all(self.state(node) == "idle" for node in self.nodes), seconds, "idle nodes", self._logs)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
     def start_node(self, node: str, wait: bool = True) -> None:
@@ -174,9 +188,9 @@ class Cluster:
         if conf.is_symlink():
             other = Path(os.readlink(conf)).parent
             if marked(str(other)):
-                raise ClusterError(f"a test cluster is up at {other}: `cluster.py down --root {other}` stops it")
+                raise Unavailable(f"a test cluster is up at {other}: `cluster.py down --root {other}` stops it")
         if conf.exists() and f"ClusterName={NAME}" not in conf.read_text():
-            raise ClusterError(f"{conf} belongs to another SLURM; it is left alone")
+            raise Unavailable(f"{conf} belongs to another SLURM; it is left alone")
 
     def _lay_files(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
@@ -184,12 +198,11 @@ class Cluster:
             (self.root / sub).mkdir(parents=True)
         self.root.chmod(0o755)
         lines = []
-        for number, node in enumerate(self.nodes):
+        for node in self.nodes:
             for gpu in range(self.gpus):
                 path = self.root / f"{node}-gpu{gpu}"
                 os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
                 lines.append(f"NodeName={node} Name=gpu Type=fake File={path}")
-            self._node_lines(number, node)
         (self.root / "gres.conf").write_text("\n".join(lines) + "\n")
         (self.root / "cgroup.conf").write_text("CgroupAutomount=no\n")
         (self.root / "slurm.conf").write_text(self._slurm_conf())
@@ -361,7 +374,7 @@ def install(packages: tuple[str, ...]) -> None:
     if not missing:
         return
     if shutil.which("apt-get") is None:
-        raise ClusterError(f"not installed, and there is no apt-get: {', '.join(missing)}")
+        raise Unavailable(f"not installed, and there is no apt-get: {', '.join(missing)}")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (
         ["apt-get", "update", "-qq"],
@@ -369,7 +382,7 @@ def install(packages: tuple[str, ...]) -> None:
     ):
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode:
-            raise ClusterError(f"{' '.join(command[:2])}: {done.stderr.strip()[-300:]}")
+            raise Unavailable(f"{' '.join(command[:2])}: {done.stderr.strip()[-300:]}")
 
 
 def _installed(package: str) -> bool:

@@ -18,6 +18,10 @@ class ClusterError(RuntimeError):
     """The cluster cannot be had on this machine, or it did not come up; the message says why."""
 
 
+class Unavailable(ClusterError):
+    """This machine cannot have a test cluster (no root, no packages, another SLURM)."""
+
+
 def die_with_parent() -> None:
     """Linux: SIGKILL this child when its parent's thread ends, so that no daemon outlives a killed test run."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
