@@ -58,7 +58,9 @@ class LmEval(_Benchmark):
     task: Literal["gsm8k", "mmlu", "ifeval"]
     data: str | None = None
     limit: int | None = Field(None, gt=0)
-    few_shot: int | None = Field(None, ge=0)
+    few_shot: int | None = Field(None, ge=0)  # None: as published, where the files have examples
+    chat: bool | None = None  # apply the chat template; None: to ifeval alone
+    max_new_tokens: int | None = Field(None, gt=0)  # None: the task's own
     batch_size: int = Field(8, gt=0)
 
 

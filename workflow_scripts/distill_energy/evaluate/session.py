@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ class Session:
     dtype: str = "auto"
     spent: dict[str, list[Spent]] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
+    work: Path | None = None  # scratch folder
 
     @property
     def device(self):
@@ -118,6 +121,15 @@ class Session:
             spent.reason = getattr(window, "reason", None)
             if spent.joules is None and not spent.reason:
                 spent.reason = "the meter knows no joules of this phase"
+
+    def scratch(self, name: str) -> Path:
+        """An empty folder for a benchmark's intermediate files."""
+        if self.work is None:
+            self.work = Path(tempfile.mkdtemp(prefix="evaluation-"))
+        folder = self.work / f"benchmark-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder.resolve()
 
     def synchronise(self) -> None:
         """Wait for the accelerator, so that a phase ends when its work does."""

@@ -66,7 +66,7 @@ def open_session(ctx):
         model = load_model(params["model"], ctx.inputs, params["dtype"])
         tokenizer = load_tokenizer(params["model"], ctx.inputs)
     ctx.log(f"loaded in {time.perf_counter() - start:.1f} s on {model.device}, {model.dtype}")
-    return Session(model, tokenizer, ctx.meter, ctx.log, ctx.inputs, _role(ctx), params["dtype"])
+    return Session(model, tokenizer, ctx.meter, ctx.log, ctx.inputs, _role(ctx), params["dtype"], work=ctx.work)
 
 
 class Outcome:
