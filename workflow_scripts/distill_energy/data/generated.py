@@ -117,7 +117,7 @@ def evaluation_items(family: str, n: int, seed: int = 0) -> list[dict[str, Any]]
     ``right`` (index into choices), ``check`` (see ``checks.check``); what does not apply is None.
 
     ``gold``: every family's held-out templates in equal shares. ``arithmetic``: sums, with ``answer`` (compare with
-    ``checks.stated_number``). ``choice``: with ``choices`` and ``right``. ``instructions`` and ``text``: with ``check``.
+    ``checks.stated_number``). ``choice``: with ``choices`` and ``right``. ``instructions``, ``text``: with ``check``.
     """
     if family not in EVALUATIONS:
         raise UserError(f"evaluation family {family!r} is not one of {', '.join(EVALUATIONS)}")

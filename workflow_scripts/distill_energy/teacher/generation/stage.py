@@ -66,21 +66,24 @@ def main(ctx) -> dict[str, Any]:
         ctx.meter.add_tokens("padding", padding)
 
     answers: list[jobs.Raw] = []
+    stops: list[int] = []
     resumed = 0
-    for index, members in enumerate(shards):
-        path = ctx.work / f"answers-{index:05d}.parquet"
-        found = jobs.load_shard(path, members)
-        if found is None:
-            engine = engine or make_engine(ctx, tokenizer)
-            found = engine.answer(members, jobs.shard_seed(generation["seed"], index), count), engine.stops
-            jobs.save_shard(path, *found)
-            ctx.log(f"shard {index + 1} of {len(shards)}: {len(members)} answers")
-        else:
-            resumed += 1
-        answers += found[0]
-        stops = found[1]
-    if hasattr(engine, "close"):
-        engine.close()
+    try:
+        for index, members in enumerate(shards):
+            path = ctx.work / f"answers-{index:05d}.parquet"
+            found = jobs.load_shard(path, members)
+            if found is None:
+                engine = engine or make_engine(ctx, tokenizer)
+                found = engine.answer(members, jobs.shard_seed(generation["seed"], index), count), engine.stops
+                jobs.save_shard(path, *found)
+                ctx.log(f"shard {index + 1} of {len(shards)}: {len(members)} answers")
+            else:
+                resumed += 1
+            answers += found[0]
+            stops = found[1]
+    finally:
+        if hasattr(engine, "close"):
+            engine.close()
     rows, counts = jobs.rows_and_counts(prompts, answers, tokenizer, generation["min_new_tokens"], stops)
     train, validation = jobs.split(rows, generation["validation_share"], generation["seed"])
     if not train or not validation:
