@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
+from ..store.sidecar import STAGES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,6 +28,16 @@ def build_parser() -> argparse.ArgumentParser:
     replay.add_argument("out", type=Path, help="folder for figures and tables, such as results/paper")
     replay.set_defaults(run=run_replay)
 
+    importer = commands.add_parser("import", help="stage logs of the public reference harness as sidecars")
+    importer.add_argument("runs", nargs="+", type=Path, help="run folders of the harness (with stages/<id>/<id>.json)")
+    importer.add_argument("--out", type=Path, default=Path("results"), help="results folder to write into")
+    importer.add_argument("--stage", choices=STAGES, help="the kind of stage, where its name does not tell")
+    for label in ("pipeline", "teacher", "student"):
+        importer.add_argument(f"--{label}", help=f"the {label}, where the names do not tell")
+    importer.add_argument("--dataset", default="imported")
+    importer.add_argument("--seed", type=int, default=0)
+    importer.set_defaults(run=run_import)
+
     forecast = commands.add_parser("forecast", help="energy, time, storage and CO2e of a configuration, before it runs")
     forecast.add_argument("config", type=Path)
     forecast.add_argument("--results", type=Path, default=Path("results"), help="where a calibration may lie")
@@ -35,6 +46,21 @@ def build_parser() -> argparse.ArgumentParser:
     forecast.add_argument("--out", type=Path, help="folder for forecast.pdf, .png and .csv")
     forecast.set_defaults(run=run_forecast)
     return parser
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Import and print a line a stage."""
+    from ..accounting.importer import import_runs
+    from ..store.sidecar import read
+    from .sentences import energy
+
+    labels = {key: getattr(options, key) for key in ("stage", "pipeline", "teacher", "student", "dataset", "seed")}
+    for folder in import_runs(options.runs, options.out, **labels):
+        sidecar = read(folder / "energy.json")
+        spent = sidecar.energy.gross_j
+        flags = f" [{', '.join(sidecar.quality.flags)}]" if sidecar.quality.flags else ""
+        print(f"{folder}: {energy(None if spent is None else spent / 3.6e6)}, {sidecar.energy.source}{flags}")
+    return 0
 
 
 def run_forecast(options: argparse.Namespace) -> int:

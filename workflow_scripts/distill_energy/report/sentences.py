@@ -70,7 +70,7 @@ def detail(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | N
             text += "; at equal quality it is undecided whether it pays back"
         parts.append(text.replace("-", "−") + ".")
     own = row["t_star_reference"] is not None and row["t_star_reference"].endswith(f" {row['student']}")
-    if (served := serving(row)) and not (own and row["t_star_status"] == "undecided"):  # the same architecture
+    if (served := serving(row)) and not own:  # one architecture serves at one cost: a difference is noise
         parts.append(served)
     return " ".join(parts) or None
 

@@ -96,7 +96,8 @@ def _stars(axes, stars: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yticks(range(len(stars)), labels)
     axes.set_ylim(len(stars) - 0.5, -0.5)
     axes.set_xscale("log")
-    axes.set_xlim(0.8, top)
+    lows = [s["n_star_low"] for s in stars if s["n_star_low"]]
+    axes.set_xlim(min([0.8, *(0.8 * low for low in lows)]), top)
     from matplotlib.ticker import FuncFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
