@@ -37,3 +37,10 @@ def powercap(tmp_path) -> fakes.FakePowercap:
 def own_locks(tmp_path, monkeypatch):
     """Tests neither wait for the machine's real meters nor show up among them."""
     monkeypatch.setenv("DISTILL_ENERGY_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.delenv("DISTILL_ENERGY_GPUS_HELD", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def importable(repo, monkeypatch):
+    """Processes that a test starts find the package too."""
+    monkeypatch.setenv("PYTHONPATH", str(repo / "workflow_scripts"))

@@ -88,7 +88,9 @@ class FakePowercap:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
 
-    def zone(self, folder: str, name: str, range_uj: int = 262_143_328_850, value: int = 0, limit_w: float = 300) -> Path:
+    def zone(
+        self, folder: str, name: str, range_uj: int = 262_143_328_850, value: int = 0, limit_w: float = 300
+    ) -> Path:
         path = self.root / folder
         path.mkdir(parents=True, exist_ok=True)
         (path / "name").write_text(name + "\n")

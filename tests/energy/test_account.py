@@ -23,9 +23,7 @@ def samples_of(power: Power, times, counter=True, watts=True, value=None):
     value = value or {"const": lambda t: power.a, "linear": lambda t: power.a + power.b * t}.get(
         power.kind, lambda t: power.a if math.fmod(t, power.c) < power.c / 2 else power.b
     )
-    return [
-        (t, int(1e3 * power.energy(t)) if counter else None, value(t) if watts else None) for t in times
-    ]
+    return [(t, int(1e3 * power.energy(t)) if counter else None, value(t) if watts else None) for t in times]
 
 
 def beats(seconds: float, h: float = H):
@@ -120,7 +118,8 @@ def test_idle_gpu_with_a_coarse_counter_is_not_called_stalled():
 
 
 @pytest.mark.parametrize(
-    ("scale", "flag"), [(1.0, None), (1.01, None), (1.035, "counter_power_differ"), (1.2, "disputed"), (0.57, "disputed")]
+    ("scale", "flag"),
+    [(1.0, None), (1.01, None), (1.035, "counter_power_differ"), (1.2, "disputed"), (0.57, "disputed")],
 )
 def test_disagreement_of_counter_and_power_is_flagged(scale, flag):
     readings = [(t, int(c * scale), p) for t, c, p in samples_of(Power("const", 300.0), beats(300))]
@@ -139,7 +138,9 @@ def test_stale_power_is_disputed_by_the_counter():
 
 def test_missing_values_of_one_kind_leave_the_other():
     power = Power("const", 300.0)
-    readings = [(t, None if 20 <= t < 40 else c, None if 60 <= t < 80 else p) for t, c, p in samples_of(power, beats(100))]
+    readings = [
+        (t, None if 20 <= t < 40 else c, None if 60 <= t < 80 else p) for t, c, p in samples_of(power, beats(100))
+    ]
     result = account.gpu_energy(readings, H)
     assert result.gross_j == pytest.approx(power.energy(100), abs=0.01)
 
@@ -199,7 +200,9 @@ def test_failed_read_is_no_wrap():
 
 
 def test_rapl_reset_is_not_taken_for_a_wrap():
-    readings = [(0.5 * k, 50_000_000_000 + 50_000_000 * k if k <= 50 else 50_000_000 * (k - 50), None) for k in range(101)]
+    readings = [
+        (0.5 * k, 50_000_000_000 + 50_000_000 * k if k <= 50 else 50_000_000 * (k - 50), None) for k in range(101)
+    ]
     result = account.rapl_energy(readings, H, RANGE, 600.0)
     assert "counter_reset" in result.flags
     assert result.gross_j == pytest.approx(100 * 50, rel=0.01)
@@ -296,7 +299,7 @@ def test_real_h100_trace(reference_data):
     above_1_s = [b - a for a, b in itertools.pairwise(times) if b - a > 1]
     timing = account.timing(times, times[0], times[-1], H)
     assert len(above_1_s) == 2 and timing.largest_s == pytest.approx(7.6, abs=0.1)
-    assert timing.gaps == sum(gap > 3 * H for gap in above_1_s) >= 1
+    assert timing.gaps == 2
     assert 0.99 < timing.coverage < 1
     # the same trace with a counter of its own loses nothing in the gaps
     counted = [(t, int(1e3 * result.at(t)), p) for t, p in rows]

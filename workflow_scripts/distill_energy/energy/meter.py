@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..store.sidecar import Attempt
+from ..store.sidecar import Attempt, total
 from . import journal
 from .attempts import UNSAVED, read_attempt
 from .board import TOKEN_KINDS, Board
@@ -73,6 +73,7 @@ class Meter:
         self._preempted = False
         self._old_handler: Any = None
         self._closing = False
+        self._final: float | None = None
         self._restarts = 0
 
     # -- entry and exit
@@ -106,7 +107,9 @@ class Meter:
         self._stop(outcome, reason)
         self._locks.release()
         self.attempt = read_attempt(self.folder / journal.NAME)
-        self._board.close()
+        self._final = total(self.attempt.components)[0] if self.attempt else None
+        board, self._board = self._board, None
+        board.close()
 
     def _make_folder(self) -> Path:
         name = self._who["id"]
@@ -166,8 +169,11 @@ class Meter:
             self._board.add_tokens(kind, int(n))
 
     def joules(self) -> float | None:
-        """Gross J so far over the components of the total, as of the sampler's last tick; None if unknown. Cheap."""
-        return self._board.total()
+        """Gross J so far over the components of the total, as of the sampler's last tick; None if unknown. Cheap.
+
+        After the end: the attempt's total.
+        """
+        return self._board.total() if self._board is not None else self._final
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[PhaseHandle]:

@@ -8,7 +8,9 @@ from typing import Any
 class RunningTotal:
     """Gross J since the first tick over the components that belong to the total; None if one is unknown."""
 
-    def __init__(self, devices: list[dict[str, Any]], absent: list[dict[str, Any]]) -> None:
+    def __init__(self, devices: list[dict[str, Any]], absent: list[dict[str, Any]], lost_s: float) -> None:
+        """``lost_s``: a device that was not read for so long makes the total unknown until it is read again."""
+        self.lost_s = lost_s
         self.devices = devices
         self.unknown = any(item["in_total"] for item in absent)
         self.joules = [0.0] * len(devices)
@@ -18,9 +20,13 @@ class RunningTotal:
         for index, (device, value) in enumerate(zip(self.devices, values, strict=True)):
             self._step(index, device, t, value, share if device["kind"] == "rapl" else 1.0)
         wanted = [i for i, device in enumerate(self.devices) if in_total(device)]
-        if self.unknown or not wanted or any(self.last[i] is None for i in wanted):
+        if self.unknown or not wanted or any(self._lost(i, t) for i in wanted):
             return None
         return sum(self.joules[i] for i in wanted)
+
+    def _lost(self, index: int, t: float) -> bool:
+        last = self.last[index]
+        return last is None or (self.devices[index]["kind"] != "codecarbon" and t - last[0] > self.lost_s)
 
     def _step(self, index: int, device: dict[str, Any], t: float, value: list[Any], share: float) -> None:
         counter, power = value[0], value[1]

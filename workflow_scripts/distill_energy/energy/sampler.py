@@ -28,6 +28,7 @@ from .shared_cpu import SharedCpu
 
 PROCESS_CHECK_S = 10.0
 SYNC_S = 30.0
+GAP = 3  # intervals, as in account (which the sampler need not load)
 
 
 class Sampler:
@@ -43,7 +44,7 @@ class Sampler:
         self.host = Host(settings, os.environ, self.pid)
         self.described = [device.describe() for device in self.host.devices]
         self.order: list[int | None] | None = None  # after a restart: our index of each device of the journal
-        self.total = RunningTotal(self.described, self.host.absent)
+        self.total = RunningTotal(self.described, self.host.absent, GAP * self.interval)
         self.tokens: dict[str, Any] = {}
         self.started: float | None = None
         self.beat = 0
@@ -82,7 +83,7 @@ class Sampler:
         if None in self.order or len(keys) != len(mine):
             self.flag("devices_changed", "the restarted sampler found other devices")
         self.described = opened["devices"]
-        self.total = RunningTotal(self.described, opened["absent"])
+        self.total = RunningTotal(self.described, opened["absent"], GAP * self.interval)
         for record in records:
             if record["r"] == "tick":
                 self.total.add(record["t"], record["v"], record.get("share", 1.0))
