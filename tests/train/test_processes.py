@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from safetensors.torch import load_file
 
 from distill_energy.errors import UserError
 from distill_energy.train.processes import available, check_processes
@@ -34,8 +35,32 @@ def test_two_processes_train_as_one_does(tmp_path, data, changes):
 
 @pytest.mark.slow
 @needs_two_cores
-def test_a_peer_that_fails_ends_the_training(tmp_path, data):
-    """The peer cannot read its data (it alone: the file is hidden from it); rank 0 says what it said."""
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("adafactor", "fp32"), ("adamw", "bf16_autocast"), ("adamw", "bf16_stochastic")]
+)
+def test_split_weights_train_as_whole_ones(tmp_path, data, optimizer, precision):
+    changes = {"optimizer": optimizer, "precision": precision, "micro_batch_size": 1, "max_steps": 6, "eval_every": 3}
+    changes["learning_rate"] = 3e-2 if optimizer == "adafactor" else 3e-3
+    _, one, ctx = run(tmp_path / "one", params(**changes), data)
+    parameters = params(processes=2, sharding="full", checkpoint_every=2, **changes)
+    both, two, split = run(tmp_path / "two", parameters, data)
+    tolerance = 1e-3 if precision == "fp32" else 3e-2
+    for key in ("train_loss", "eval_loss"):
+        a = [r[key] for r in one if r[key] is not None]
+        b = [r[key] for r in two if r[key] is not None]
+        assert a == pytest.approx(b, rel=tolerance), key
+    a, b = (load_file(c.out / "model" / "model.safetensors") for c in (ctx, split))
+    assert a.keys() == b.keys()
+    assert all(a[k].shape == b[k].shape and a[k].dtype == b[k].dtype for k in a)
+    # The same again from its last checkpoint, which every process has a part of.
+    resumed, again, _ = run(tmp_path / "two", parameters, data)
+    assert [r["train_loss"] for r in again] == [r["train_loss"] for r in two]
+    assert resumed["eval_loss"] == both["eval_loss"]
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_a_batch_that_cannot_be_shared(tmp_path, data):
     with pytest.raises(UserError, match="is not a multiple of its 2 processes"):
         run(tmp_path, params(processes=2, batch_size=3), data)
 

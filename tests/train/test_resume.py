@@ -17,9 +17,9 @@ SCRIPT = """
 import json, sys, time
 from pathlib import Path
 import distill_energy.train.loop as loop
-from tests.train.tiny import run
+from tests.train.tiny import context, run
 
-folder, data, parameters, pause = sys.argv[1:]
+folder, data, parameters, pause, metered = sys.argv[1:]
 step = loop.Loop._step
 def slow(self):
     # Time for the killer; it changes nothing that is computed.
@@ -28,15 +28,21 @@ def slow(self):
     print("step", row["step"], flush=True)
     return row
 loop.Loop._step = slow
-results, _, _ = run(Path(folder), json.loads(parameters), {k: Path(v) for k, v in json.loads(data).items()})
+arguments = Path(folder), json.loads(parameters), {k: Path(v) for k, v in json.loads(data).items()}
+if metered == "1":
+    from distill_energy.energy import Meter, MeterConfig
+    with Meter(context(*arguments).spec.attempts, MeterConfig(interval_s=0.1)) as meter:
+        run(*arguments, meter)
+else:
+    run(*arguments)
 print("done", flush=True)
 """
 
 
-def start(folder: Path, data: dict, parameters: dict, pause: float) -> subprocess.Popen:
+def start(folder: Path, data: dict, parameters: dict, pause: float, metered: bool = False) -> subprocess.Popen:
     repo = Path(__file__).parents[2]
     path = os.pathsep.join([str(repo), str(repo / "workflow_scripts")])
-    arguments = [folder, json.dumps({k: str(v) for k, v in data.items()}), json.dumps(parameters), pause]
+    arguments = [folder, json.dumps({k: str(v) for k, v in data.items()}), json.dumps(parameters), pause, int(metered)]
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -77,6 +83,32 @@ def test_sigkill_and_resume_gives_the_same_losses(tmp_path, data, precision):
         assert [r[key] for r in a] == [r[key] for r in b], key
 
 
+@pytest.mark.slow
+def test_a_killed_attempt_counts(tmp_path, data):
+    """With the real meter: joules go on from the killed attempt's, tokens done twice are counted twice."""
+    from distill_energy.energy import attempts_of, fold_attempts
+    from distill_energy.store import sidecar
+
+    parameters = params(max_steps=24, eval_every=12, checkpoint_every=5)
+    kill_at(start(tmp_path, data, parameters, 0.1, metered=True), 13)
+    ctx = context(tmp_path, parameters, data)
+    last = start(tmp_path, data, parameters, 0.1, metered=True)
+    out, _ = last.communicate(timeout=120)
+    assert last.returncode == 0
+    redone = 13 - int(out.split()[1]) + 1
+    tries = attempts_of(ctx.spec.attempts)
+    assert [a.outcome for a in tries] == ["killed", "completed"]
+    rows = trajectory(ctx.out)
+    _, _, tokens = fold_attempts(tries)
+    assert redone > 0 and tokens.processed > rows[-1]["tokens"]
+    first, both = (sidecar.total(a.components)[0] for a in tries)
+    if first is None or both is None:
+        pytest.skip("this host gives no energy")
+    assert first < rows[-1]["joules"] <= (first + both) * 1.02
+    kept = [r["joules"] for r in rows if r["joules"] is not None]
+    assert kept == sorted(kept)
+
+
 def test_a_kill_while_writing_leaves_the_former_checkpoint(tmp_path):
     """The writer is stopped before its rename: what is there afterwards is whole, and the debris goes."""
     import torch
@@ -87,9 +119,9 @@ def test_a_kill_while_writing_leaves_the_former_checkpoint(tmp_path):
     assert [step for step, _ in checkpoint.checkpoints(folder)] == [2, 3]
     debris = folder / ".step-000000004.1"
     debris.mkdir()
-    (debris / "state.pt").write_bytes(b"half")
+    (debris / "state-0.pt").write_bytes(b"half")
     assert checkpoint.load_latest(folder, print, {})["value"][0] == 3
-    (folder / "step-000000003" / "state.pt").write_bytes(b"torn")
+    (folder / "step-000000003" / "state-0.pt").write_bytes(b"torn")
     said = []
     assert checkpoint.load_latest(folder, said.append, {})["value"][0] == 2
     assert "step-000000003" in said[0]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,34 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write ``state`` (tensors and plain values) as the checkpoint of ``step`` and drop all but the newest two."""
+def part_name(part: int) -> str:
+    """File of one process's part of a checkpoint."""
+    return f"state-{part}.pt"
+
+
+def save(
+    folder: Path, step: int, state: dict[str, Any], part: int = 0, barrier: Callable[[], None] = lambda: None
+) -> Path:
+    """Write ``state`` (tensors and plain values) as the checkpoint of ``step`` and drop all but the newest two.
+
+    Where each process holds a part of the weights, all of them call it with their ``part`` and a common ``barrier``;
+    the checkpoint gets its name when every part is on disk.
+    """
     import torch
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".step-*"):
-        shutil.rmtree(stale, ignore_errors=True)
     final = folder / f"step-{step:09d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
-    temporary.mkdir()
-    torch.save(state, temporary / "state.pt")
-    atomic.sync_file(temporary / "state.pt")
+    temporary = folder / f".{final.name}"
+    if part == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".step-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir()
+    barrier()
+    torch.save(state, temporary / part_name(part))
+    atomic.sync_file(temporary / part_name(part))
+    barrier()
+    if part != 0:
+        return final
     atomic.sync_folder(temporary)
     if final.exists():
         shutil.rmtree(final)
@@ -47,7 +64,9 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return final
 
 
-def load_latest(folder: Path, log: Any, identity: dict[str, Any]) -> dict[str, Any] | None:
+def load_latest(
+    folder: Path, log: Callable[[str], None], identity: dict[str, Any], part: int = 0
+) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, on the CPU; None if there is none. An unreadable one is passed over.
 
     Raises UserError if the checkpoint belongs to other parameters.
@@ -56,7 +75,7 @@ def load_latest(folder: Path, log: Any, identity: dict[str, Any]) -> dict[str, A
 
     for _, path in reversed(checkpoints(folder)):
         try:
-            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            state = torch.load(path / part_name(part), map_location="cpu", weights_only=True)
         except Exception as error:
             log(f"checkpoint {path.name} cannot be read and is passed over ({type(error).__name__}: {error})")
             continue

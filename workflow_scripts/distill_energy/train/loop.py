@@ -73,6 +73,12 @@ class Loop:
         state.stop_reason = state.stop_reason or "max_steps"
         return state
 
+    def final_weights(self) -> Any:
+        """The weights to save: the best evaluation's, unless the last are asked for. All processes call it together."""
+        if self.best.step is not None and self.setup.choices.keeps_best:
+            return self.best.weights
+        return self.setup.export()
+
     def _step(self) -> dict[str, Any]:
         """One optimiser step over this process's share of the batch. Returns its row of the trajectory."""
         state, setup, training, peers = self.state, self.setup, self.training, self.peers
@@ -210,21 +216,21 @@ class Loop:
         now = time.monotonic()
         if self.setup.agree(now - self.last_checkpoint < CHECKPOINT_SPACING * self.checkpoint_s):
             return
-        content = self.setup.state_dict()
-        if self.peers.leads:
-            best = self.best.state_dict()
-            checkpoint.save(
-                self.checkpoints,
-                state.step,
-                {"identity": self.identity(), "state": state.to_dict(), "best": best, **content},
-            )
+        if self.setup.split or self.peers.leads:
+            content = {"identity": self.identity(), "state": state.to_dict(), "best": self.best.state_dict()}
+            content |= self.setup.state_dict()
+            checkpoint.save(self.checkpoints, state.step, content, self._part(), self.setup.barrier)
         self.checkpoint_step = state.step
         self.checkpoint_s = time.monotonic() - now
         state.checkpoint_s += self.checkpoint_s
         self.last_checkpoint = time.monotonic()
 
+    def _part(self) -> int:
+        """Which file of a checkpoint is this process's: with whole weights, all of them share rank 0's."""
+        return self.peers.rank if self.setup.split else 0
+
     def _resume(self) -> None:
-        saved = checkpoint.load_latest(self.checkpoints, self.job.log, self.identity())
+        saved = checkpoint.load_latest(self.checkpoints, self.job.log, self.identity(), self._part())
         if saved is None:
             return
         self.state = State.from_dict(saved["state"])

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .sharded import like, local, whole, write
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -78,26 +80,42 @@ class Plain:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        """Of this process's part of the weights."""
+        state = self.optimizer.state_dict()
+        state["state"] = {
+            key: {name: local(value) for name, value in values.items()} for key, values in state["state"].items()
+        }
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
+        for weight, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if hasattr(value, "dim") and value.dim() > 0:
+                    values[name] = like(value, weight)
 
 
-class StochasticRounding:
-    """bfloat16 weights without a master copy: each tensor is updated in float32 and rounded up or down at random.
+class TensorByTensor:
+    """Weights updated one tensor after the other, in a float32 copy that lives only during its own update.
 
-    One optimiser a tensor over a float32 shell that holds values only during its own update, so that the extra memory
-    is that of the largest tensor. The expected value of a rounded weight is the exact one, so that updates below half a
-    unit in the last place are not lost (Gupta et al. 2015).
+    Serves two ends at the memory of the largest tensor. bfloat16 weights without a master copy: the result is rounded
+    up or down at random, so that the expected value of a rounded weight is the exact one and updates below half a unit
+    in the last place are not lost (Gupta et al. 2015). And split weights with Adafactor, whose statistics run over
+    whole rows and columns: the tensor is gathered, and its small factored state is kept by every process.
     """
 
     def __init__(
-        self, parameters: Iterable[Any], training: dict[str, Any], seed: int, scale_parameter: bool = True
+        self,
+        parameters: Iterable[Any],
+        training: dict[str, Any],
+        seed: int,
+        scale_parameter: bool = True,
+        stochastic: bool = True,
+        gather: bool = False,
     ) -> None:
         import torch
 
-        self.seed = seed
+        self.seed, self.stochastic, self.gather = seed, stochastic, gather
         self.weights = list(parameters)
         self.shells = [torch.nn.Parameter(torch.empty(0, dtype=torch.float32, device=w.device)) for w in self.weights]
         self.optimizers = [build([shell], training, scale_parameter) for shell in self.shells]
@@ -106,18 +124,23 @@ class StochasticRounding:
         """``step`` seeds the rounding, so that a resumed run rounds as an uninterrupted one."""
         import torch
 
+        part = whole if self.gather else local
         random = torch.Generator(device=self.weights[0].device)
         random.manual_seed((self.seed * 1_000_003 + step) % 2**63)
         for weight, shell, optimizer in zip(self.weights, self.shells, self.optimizers, strict=True):
             if weight.grad is None:
                 continue
-            shell.data = weight.detach().float()
-            shell.grad = weight.grad.float()
+            shell.data = part(weight.detach()).to(torch.float32, copy=True)
+            shell.grad = part(weight.grad).float()
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
-            weight.data.copy_(stochastic_round(shell.data, random))
+            values = stochastic_round(shell.data, random) if self.stochastic else shell.data
+            if self.gather:
+                write(weight.data, values)
+            else:
+                local(weight.data).copy_(values)
             shell.grad = None
-            shell.data = torch.empty(0, dtype=torch.float32, device=weight.device)
+            shell.data = torch.empty(0, dtype=torch.float32, device=values.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"each": [optimizer.state_dict() for optimizer in self.optimizers]}
@@ -162,7 +185,5 @@ class ChangeProbe:
         return changed / max(1, sum(b.numel() for b in self.before))
 
     def _sample(self, weight: Tensor) -> Tensor:
-        local = weight.detach()
-        local = local.to_local() if hasattr(local, "to_local") else local
-        flat = local.reshape(-1)
+        flat = local(weight.detach()).reshape(-1)
         return flat[:: max(1, flat.numel() // self.VALUES)]

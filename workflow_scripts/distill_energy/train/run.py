@@ -55,7 +55,7 @@ def fit(job: Job, out: Path) -> dict[str, Any]:
     setup = Setup(job)
     loop = Loop(job, setup)
     state = loop.run()
-    save_student(setup, loop, out / "model")
+    save_student(setup, loop.final_weights(), out / "model")
     write_trajectory(state.rows, out / "trajectory.parquet")
     return results(setup, state, loop)
 
@@ -69,15 +69,9 @@ def joules_of_earlier_attempts(folder: str | Path) -> float | None:
     return None if any(value is None for value in totals) else float(sum(totals))
 
 
-def save_student(setup: Setup, loop: Loop, folder: Path) -> None:
-    """Write the best weights (adapters merged) as a plain Hugging Face folder with the tokenizer, atomically."""
-    best, state = loop.best, loop.state
-    if setup.choices.keeps_best and best.weights is not None and best.step != state.step:
-        setup.restore(best.weights)
-    model = setup.student.model
-    if setup.adapted:
-        model = model.merge_and_unload()
-    model = model.to(dtype=setup.save_dtype)
+def save_student(setup: Setup, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the student (adapters merged) as a plain Hugging Face folder with the tokenizer, atomically."""
+    model = setup.model_with(weights)
     model.config.use_cache = True
     model.config.dtype = setup.save_dtype
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

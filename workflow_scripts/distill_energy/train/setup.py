@@ -10,11 +10,11 @@ import torch
 
 from ..errors import UserError
 from ..models.sources import load_model, load_tokenizer
-from . import pipelines
+from . import pipelines, sharded
 from .batching import Batch
 from .examples import Examples, read_examples, subset
 from .job import Job
-from .optim import ChangeProbe, Plain, StochasticRounding, resolve_precision
+from .optim import ChangeProbe, Plain, TensorByTensor, resolve_precision
 from .pipelines.base import StudentFacts
 from .reference import choices
 from .student import Student, add_adapter
@@ -68,6 +68,7 @@ class Setup:
         pad = getattr(self.student.lm.config, "pad_token_id", None)
         self.pad_id = int(pad) if isinstance(pad, int) and 0 <= pad < self.vocabulary else 0
         self.module: Any = self.student
+        self.split = training.get("sharding") == "full" and peers.world > 1
         if peers.world > 1:
             self._distribute()
         self.trainable = {n: p for n, p in self.student.model.named_parameters() if p.requires_grad}
@@ -94,13 +95,22 @@ class Setup:
         """Wrap the student for several processes. The wrapper averages gradients over them."""
         from torch.nn.parallel import DistributedDataParallel
 
+        if self.split:
+            if self.adapted:
+                raise UserError("training.sharding: full does not go with lora (adapters fit in one process)")
+            sharded.shard(self.student, torch.device(self.peers.device).type, self.peers.world)
+            return
         self.module = DistributedDataParallel(self.student, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def _build_optimizer(self) -> None:
         weights = list(self.trainable.values())
         scale = self.choices.scale_parameter
-        if self.precision.stochastic:
-            self.optimizer: Any = StochasticRounding(weights, self.training, self.job.seed, scale)
+        stochastic = self.precision.stochastic
+        gather = self.split and self.training["optimizer"] == "adafactor"
+        if stochastic or gather:
+            # Every process rounds its own part of a split weight with its own random numbers.
+            seed = self.job.seed if gather or not self.split else self.job.seed + 7919 * self.peers.rank
+            self.optimizer: Any = TensorByTensor(weights, self.training, seed, scale, stochastic, gather)
         else:
             self.optimizer = Plain(weights, self.training, scale)
 
@@ -134,12 +144,18 @@ class Setup:
 
     def no_sync(self) -> Any:
         """No exchange of gradients in the backward passes inside."""
+        if self.split:
+            return sharded.no_gradient_sync(self.module)
         return self.module.no_sync() if hasattr(self.module, "no_sync") else contextlib.nullcontext()
 
     def clip(self, limit: float | None) -> torch.Tensor:
         """Clip the gradients' global norm; returns it as it was before."""
         weights = list(self.trainable.values())
-        return torch.nn.utils.clip_grad_norm_(weights, limit if limit is not None else float("inf"), foreach=True)
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        norm = sharded.whole(norm)
+        if limit is not None and not norm <= limit:  # NaN is for the caller to report
+            torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+        return norm
 
     def reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the processes."""
@@ -162,6 +178,11 @@ class Setup:
         torch.distributed.broadcast(value, 0)
         return bool(value.item())
 
+    def barrier(self) -> None:
+        """Wait for all processes, where each holds a part of the weights."""
+        if self.split:
+            torch.distributed.barrier()
+
     def probe(self) -> ChangeProbe:
         return ChangeProbe(self.trainable.values())
 
@@ -172,32 +193,48 @@ class Setup:
         """Of the student's files: bfloat16 unless the configuration asks for float32."""
         return torch.float32 if self.training.get("save_dtype") == "float32" else torch.bfloat16
 
-    def export(self) -> dict[str, torch.Tensor]:
-        """Trained weights in the host's memory, in the dtype they will be saved in (adapters: as they are)."""
-        dtype = None if self.adapted else self.save_dtype
-        return {name: _copy(weight, dtype) for name, weight in self.trainable.items()}
+    def export(self) -> dict[str, torch.Tensor] | None:
+        """Trained weights in the host's memory, in the dtype they will be saved in (adapters: as they are).
 
-    @torch.no_grad()
-    def restore(self, weights: dict[str, torch.Tensor]) -> None:
-        """Put exported weights back."""
+        All processes call it together; None in those that do not lead.
+        """
+        dtype = None if self.adapted else self.save_dtype
+        weights = {}
         for name, weight in self.trainable.items():
-            weight.copy_(weights[name])
+            value = sharded.whole(weight.detach())
+            if self.peers.leads:
+                weights[name] = value.to(device="cpu", dtype=dtype or value.dtype, copy=True)
+        return weights if self.peers.leads else None
+
+    def model_with(self, weights: dict[str, torch.Tensor]) -> Any:
+        """The student as it will be saved, with exported weights in it. Rank 0 calls it, after training."""
+        model = self.student.model
+        if self.split:
+            spec, inputs = self.job.params["model"], self.job.inputs
+            model = load_model(spec, inputs, dtype=self.precision.weights, device="cpu", for_training=True)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in weights:
+                    weight.copy_(weights[name])
+        if self.adapted:
+            model = model.merge_and_unload()
+        return model.to(dtype=self.save_dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and optimiser, whole, for a checkpoint."""
-        return {"weights": {n: w.detach() for n, w in self.trainable.items()}, "optimizer": self.optimizer.state_dict()}
+        """This process's weights and optimiser state, for a checkpoint."""
+        weights = {name: sharded.local(weight.detach()) for name, weight in self.trainable.items()}
+        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.restore(state["weights"])
+        """What ``state_dict`` of the same process gave."""
+        for name, weight in self.trainable.items():
+            sharded.local(weight).copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 def _silent(message: str) -> None:
     """The log of a process that does not lead."""
-
-
-def _copy(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    return weight.detach().to(device="cpu", dtype=dtype or weight.dtype, copy=True)
 
 
 def _chosen(examples: Examples, count: int) -> Examples:

@@ -52,7 +52,9 @@ def main() -> int:
 
     try:
         join(job.peers, content["rendezvous"])
-        Loop(job, Setup(job)).run()
+        loop = Loop(job, Setup(job))
+        loop.run()
+        loop.final_weights()
         torch.distributed.barrier()
     except UserError as error:
         print(error, flush=True)
