@@ -65,32 +65,45 @@ class LmEval(_Benchmark):
 
 
 class Judge(Section):
-    """Who judges: an OpenAI-compatible endpoint, or a local model by log-probabilities."""
+    """Who judges: an OpenAI-compatible endpoint, or a local model (folder or hub id) by log-probabilities."""
 
     kind: Literal["openai", "local"]
     model: str
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
-    temperature: float = Field(0.0, ge=0)
+    temperature: float | None = Field(None, ge=0)  # None: as published, 0 for AlpacaEval, 0.8 for MT-Bench-101
     prompt_version: str = "1"
 
 
-class AlpacaEval(_Benchmark):
+class _Judged(_Benchmark):
+    judge: Judge
+
+    @model_validator(mode="before")
+    @classmethod
+    def _proxy(cls, value):
+        """A likelihood judge is a proxy: never part of Q."""
+        judge = value.get("judge") if isinstance(value, dict) else None
+        if isinstance(judge, dict) and judge.get("kind") == "local":
+            if value.get("in_quality"):
+                raise ValueError("in_quality: a local judge is a proxy and stays outside Q")
+            return {**value, "in_quality": False}
+        return value
+
+
+class AlpacaEval(_Judged):
     """AlpacaEval 2: win rate against reference answers, as judged."""
 
     kind: Literal["alpaca_eval"]
-    judge: Judge
     data: str | None = None
     reference: str | None = None  # JSON of reference outputs
     limit: int | None = Field(None, gt=0)
     max_new_tokens: int = Field(512, gt=0)
 
 
-class MtBench101(_Benchmark):
+class MtBench101(_Judged):
     """MT-Bench-101: 13 tasks, judged per turn 1 to 10, minimum over turns."""
 
     kind: Literal["mt_bench_101"]
-    judge: Judge
     data: str | None = None
     limit: int | None = Field(None, gt=0)
     max_new_tokens: int = Field(512, gt=0)

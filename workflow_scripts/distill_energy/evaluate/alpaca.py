@@ -1,0 +1,155 @@
+"""AlpacaEval 2's protocol with the judge that the configuration names: win rate against reference answers.
+
+The published leaderboard's length-controlled rate belongs to its own judge and baseline. With another judge we report
+the plain win rate as the score and, under a name of its own, a correction for length alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from . import judges
+from .generate import generate
+from .result import Item, Result, summarise
+from .session import Session
+
+
+def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
+    """Mean probability that the judge prefers the model's answer to the reference's. Chance: 0 (it answers nothing).
+
+    An endpoint sees each pair once, in an order drawn by the seed; a local judge sees both orders, whose mean has no
+    position bias.
+    """
+    pairs = load(params, name)
+    judge_params = params["judge"]
+    prompt = judges.template("pairwise", judge_params["prompt_version"])
+    with session.phase(name):
+        ids = [session.prompt_ids(instruction) for instruction, _ in pairs]
+        answers = generate(session, ids, params["max_new_tokens"], seed=params["seed"])
+    shown = [
+        (instruction, answer.text, reference) for (instruction, reference), answer in zip(pairs, answers, strict=True)
+    ]
+    with judges.opened(session, judge_params) as judge:
+        ask = _by_endpoint if isinstance(judge, judges.Endpoint) else _by_likelihood
+        wins = ask(judge, prompt, shown, params["seed"])
+    facts = judges.facts(session, judge_params, judge)
+    differences = [len(answer) - len(reference) for _, answer, reference in shown]
+    corrected = length_only_win_rate(wins, differences)
+    items = [
+        Item(
+            f"alpaca-{number}",
+            instruction,
+            reference,
+            answer.text,
+            win,
+            answer.tokens,
+            {"length_difference": difference, "finish": answer.finish},
+        )
+        for number, ((instruction, reference), answer, win, difference) in enumerate(
+            zip(pairs, answers, wins, differences, strict=True)
+        )
+    ]
+    notes = (
+        f"own judge prompt {judge_params['prompt_version']}, judge {judge_params['model']}: not the leaderboard's rate"
+    )
+    if judge_params["kind"] == "local":
+        notes += "; a likelihood judge is a proxy, outside Q"
+    return summarise(items, 0.0, notes, length_only_win_rate=corrected, **facts)
+
+
+def read_list(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """A JSON list or JSON lines of objects with the ``needed`` fields. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(x) for x in text.split("\n") if x.strip()]
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    for number, row in enumerate(rows, 1):
+        for field in needed:
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                raise UserError(f"{path}: row {number} has no text {field!r}")
+    if not rows:
+        raise UserError(f"{path}: has no row")
+    return rows
+
+
+def load(params: dict[str, Any], name: str) -> list[tuple[str, str]]:
+    """(instruction, reference answer); ``data`` names the instructions where they are not all of the reference's."""
+    if not params.get("reference"):
+        raise UserError(f"evaluation.benchmarks.{name}.reference: needs a JSON file of instruction and output")
+    reference = read_list(Path(params["reference"]).expanduser(), ("instruction", "output"))
+    outputs = {row["instruction"]: row["output"] for row in reference}
+    instructions = list(outputs)
+    if params.get("data"):
+        instructions = [row["instruction"] for row in read_list(Path(params["data"]).expanduser(), ("instruction",))]
+        missing = [text for text in instructions if text not in outputs]
+        if missing:
+            raise UserError(f"{params['reference']}: has no output for instruction {missing[0][:60]!r}")
+    limit = params.get("limit")
+    if limit is not None and limit < len(instructions):
+        kept = sorted(random.Random(params["seed"]).sample(range(len(instructions)), limit))
+        instructions = [instructions[i] for i in kept]
+    return [(text, outputs[text]) for text in instructions]
+
+
+def _by_endpoint(judge: judges.Endpoint, prompt: str, shown, seed: int) -> list[float]:
+    """The judge's preference for the model's answer, each pair in one order."""
+    rng = random.Random(seed)
+    swapped = [rng.random() < 0.5 for _ in shown]
+
+    def one(job) -> float:
+        (instruction, answer, reference), swap = job
+        first, second = (reference, answer) if swap else (answer, reference)
+        text = judges.fill(prompt, instruction=instruction, first=first, second=second)
+        reply = judge.ask(text, max_tokens=4, temperature=judge.temperature or 0.0, seed=seed, logprobs=True)
+        share = judges.preference(reply)
+        if share is None:
+            raise RuntimeError(f"judge {judge.model} names neither A nor B: {reply.text[:60]!r}")
+        return 1.0 - share if swap else share
+
+    return judge.many(one, list(zip(shown, swapped, strict=True)))
+
+
+def _by_likelihood(judge: judges.LocalModel, prompt: str, shown, seed: int) -> list[float]:
+    """The mean of the preferences in both orders."""
+    texts = []
+    for instruction, answer, reference in shown:
+        texts.append(judges.fill(prompt, instruction=instruction, first=answer, second=reference))
+        texts.append(judges.fill(prompt, instruction=instruction, first=reference, second=answer))
+    shares = judge.shares(texts, ["A", "B"])
+    return [(shares[2 * i][0] + shares[2 * i + 1][1]) / 2 for i in range(len(shown))]
+
+
+def length_only_win_rate(wins: Sequence[float], differences: Sequence[float], ridge: float = 1e-4) -> float:
+    """Win rate at equal length: the logistic model of Dubois et al. 2024 (arXiv 2404.04475, eq. 2) without the
+    instruction term, logit p = θ + φ·tanh(Δ/σ_Δ), fitted by Newton's method; the answer is σ(θ).
+
+    ``differences`` are model minus reference in characters. ``ridge`` (on both coefficients, per item) keeps the fit
+    finite where the judge is unanimous.
+    """
+    import numpy as np
+
+    y = np.asarray(wins, dtype=float)
+    delta = np.asarray(differences, dtype=float)
+    spread = delta.std()
+    x = np.stack([np.ones_like(y), np.tanh(delta / spread) if spread > 0 else np.zeros_like(y)], axis=1)
+    beta = np.zeros(2)
+    for _ in range(100):
+        p = 1.0 / (1.0 + np.exp(-(x @ beta)))
+        gradient = x.T @ (y - p) / len(y) - ridge * beta
+        hessian = (x * (p * (1 - p))[:, None]).T @ x / len(y) + ridge * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        beta = beta + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))  # Newton overshoots far from the optimum
+        if np.abs(step).max() < 1e-10:
+            break
+    return 1.0 / (1.0 + math.exp(-beta[0]))

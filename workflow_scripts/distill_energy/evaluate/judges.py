@@ -1,0 +1,190 @@
+"""Judges: any OpenAI-compatible endpoint, or a local model by log-probabilities (a proxy, outside Q).
+
+A local judge's energy is measured in the phase ``judge``. A remote one's is unknown and said so: what this host spends
+while it waits is booked in the phase ``judge_wait`` and is not the judge's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .prompts import PROMPTS
+from .session import Session
+
+PARALLEL = 8  # requests to an endpoint at a time
+RETRIES = 4
+TIMEOUT_S = 120.0
+REMOTE = "the judge is an endpoint: its energy is not measured here"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An endpoint's answer; ``top``: log-probabilities (nats) of the first token's best candidates, if given."""
+
+    text: str
+    top: dict[str, float]
+
+
+class Endpoint:
+    """Chat completions of an OpenAI-compatible server. UserError for a missing key, RuntimeError for refusals."""
+
+    def __init__(self, params: dict[str, Any], pause_s: float = 1.0) -> None:
+        self.model = params["model"]
+        base = params.get("base_url") or "https://api.openai.com/v1"
+        self.url = base.rstrip("/") + "/chat/completions"
+        self.key = os.environ.get(params["api_key_env"])
+        if not self.key and not params.get("base_url"):
+            raise UserError(f"evaluation: judge {self.model}: environment variable {params['api_key_env']} is not set")
+        self.temperature = params.get("temperature")
+        self.pause_s = pause_s
+        self.usage = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
+
+    def ask(self, prompt: str, *, max_tokens: int, temperature: float, seed: int, logprobs: bool = False) -> Reply:
+        """One user turn, one answer. Busy or unreachable servers are asked again, four times in all."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        if logprobs:
+            body |= {"logprobs": True, "top_logprobs": 5}
+        answer = self._post(json.dumps(body).encode("utf-8"))
+        usage = answer.get("usage") or {}
+        self.usage["requests"] += 1
+        for kind in ("prompt_tokens", "completion_tokens"):
+            self.usage[kind] += usage.get(kind) or 0
+        try:
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] or ""
+        except (KeyError, IndexError, TypeError):
+            raise RuntimeError(f"judge {self.model}: the answer has no choices[0].message.content") from None
+        tokens = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+        return Reply(text, {item["token"]: item["logprob"] for item in tokens})
+
+    def many(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """``work`` on each item, several requests at a time, results in order."""
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return list(pool.map(work, items))
+
+    def _post(self, body: bytes) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        problem = ""
+        for attempt in range(RETRIES):
+            if attempt:
+                time.sleep(self.pause_s * 2 ** (attempt - 1))
+            request = urllib.request.Request(self.url, body, headers)
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                    return json.loads(response.read())
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code}: {error.read(300).decode('utf-8', 'replace')}"
+                if error.code not in (408, 409, 429) and error.code < 500:
+                    break
+            except (urllib.error.URLError, OSError, ValueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+        raise RuntimeError(f"judge {self.model} at {self.url}: {problem}")
+
+
+class LocalModel:
+    """An in-process model asked for the likelihood of short answers."""
+
+    def __init__(self, params: dict[str, Any], session: Session) -> None:
+        from ..models.sources import load_model, load_tokenizer
+
+        self.model = params["model"]
+        path = Path(self.model).expanduser()
+        spec = {"source": "folder", "path": str(path)} if path.is_dir() else {"source": "hub", "id": self.model}
+        model = load_model(spec, {}, session.dtype)
+        self.session = Session(model, load_tokenizer(spec, {}), session.meter, session.log, {}, "judge", session.dtype)
+
+    def shares(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[float]]:
+        """For each prompt the probability of each of ``answers`` as the answer's beginning, among them all."""
+        from .choice import score_continuations, softmax
+
+        session = self.session
+        options = [session.encode(answer) for answer in answers]
+        ids = [session.prompt_ids(prompt) for prompt in prompts]
+        scored = score_continuations(session, ids, [options] * len(ids))
+        return [softmax([value for value, _ in row]) for row in scored]
+
+
+@contextlib.contextmanager
+def opened(session: Session, params: dict[str, Any]) -> Iterator[Endpoint | LocalModel]:
+    """The judge of a benchmark, inside the phase that books its energy."""
+    if params["kind"] == "openai":
+        endpoint = Endpoint(params)
+        with session.phase("judge_wait"):
+            yield endpoint
+        return
+    with session.phase("judge"):
+        yield LocalModel(params, session)
+
+
+def facts(session: Session, params: dict[str, Any], judge: Endpoint | LocalModel) -> dict[str, Any]:
+    """Who judged, by which prompt, at what cost. Unknown joules are None with a reason."""
+    found: dict[str, Any] = {
+        "judge": params["model"],
+        "judge_kind": params["kind"],
+        "judge_prompt_version": params["prompt_version"],
+    }
+    if isinstance(judge, Endpoint):
+        found |= {f"judge_{key}": value for key, value in judge.usage.items()}
+        return found | {"judge_joules": None, "judge_joules_reason": REMOTE}
+    windows = session.spent["judge"]
+    joules = windows[-1].joules
+    found["judge_joules"] = joules
+    if joules is None:
+        found["judge_joules_reason"] = windows[-1].reason
+    return found
+
+
+def template(name: str, version: str) -> str:
+    """A judge's prompt. Raises UserError naming the version if there is none."""
+    if (name, version) not in PROMPTS:
+        known = sorted(v for n, v in PROMPTS if n == name)
+        raise UserError(f"evaluation: judge.prompt_version {version!r} is not one of {', '.join(known)}")
+    return PROMPTS[name, version]
+
+
+def fill(text: str, **values: str) -> str:
+    """Replace ``{{name}}`` by its value; braces in the values stay as they are."""
+    for name in values:
+        if "{{" + name + "}}" not in text:
+            raise ValueError(f"the prompt has no {{{{{name}}}}}")
+    parts = text.split("{{")
+    out = [parts[0]]
+    for part in parts[1:]:
+        name, _, rest = part.partition("}}")
+        out.append(values[name] + rest)
+    return "".join(out)
+
+
+def preference(reply: Reply, first: str = "A", second: str = "B") -> float | None:
+    """Probability that the first answer is preferred, from log-probabilities where given, else from the text.
+
+    None where neither names one of the two.
+    """
+    weights = {first: 0.0, second: 0.0}
+    for token, value in reply.top.items():
+        if token.strip() in weights:
+            weights[token.strip()] += math.exp(value)
+    if sum(weights.values()) > 0:
+        return weights[first] / sum(weights.values())
+    head = reply.text.strip()[:1]
+    return {first: 1.0, second: 0.0}.get(head)
