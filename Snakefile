@@ -23,6 +23,7 @@ include: "rules/teacher.smk"
 include: "rules/student.smk"
 include: "rules/evaluate.smk"
 include: "rules/aggregate.smk"
+include: "rules/forecast.smk"
 
 
 rule all:
@@ -34,4 +35,5 @@ rule all:
         "results/ledger.parquet",
         "results/summary.parquet",
         "results/summary.csv",
+        "results/forecast.pdf",
         "results/report.html",

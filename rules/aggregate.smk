@@ -60,7 +60,8 @@ rule report:
     input:
         ledger="results/ledger.parquet",
         summary="results/summary.parquet",
-        figures=expand("results/{figure}.png", figure=FIGURES),
+        figures=expand("results/{figure}.png", figure=FIGURES)
+        + ["results/measured/forecast.png"],
     output:
         "results/report.html",
     log:
