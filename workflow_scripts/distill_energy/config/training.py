@@ -19,14 +19,14 @@ class Lora(Section):
 class Reference(Section):
     """Choices of the paper's harness, each of which may be reproduced alone (see ``train/reference.py``)."""
 
-    scale_parameter_by_kind: bool = False
-    bf16_weights: bool = False
-    frequent_evaluation: bool = False
-    schedule_in_micro_batches: bool = False
-    no_epsilon: bool = False
-    no_stop_in_kd: bool = False
-    last_weights: bool = False
-    mean_of_means: bool = False
+    scale_parameter_by_kind: bool = False  # Adafactor's relative step in distillation only
+    bf16_weights: bool = False  # no float32 copy, rounding to nearest
+    frequent_evaluation: bool = False  # distillation evaluates 16 times as often
+    schedule_in_micro_batches: bool = False  # a cosine 16 times too long
+    stop_on_two_rises: bool = False  # instead of patience and epsilon
+    no_stop_in_kd: bool = False  # distillation goes on after it stopped
+    last_weights: bool = False  # instead of the best
+    unnormalised_loss: bool = False  # sums in distillation, means of micro-batches elsewhere
 
     @classmethod
     def all(cls, on: bool) -> "Reference":

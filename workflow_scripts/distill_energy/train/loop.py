@@ -98,8 +98,8 @@ class Loop:
             with contextlib.nullcontext() if last else setup.no_sync():
                 total, ce, kl = setup.module(batch, teacher)
                 # Data-parallel wrappers average gradients over processes; the labels of all of them are the divisor.
-                divisor = setup.choices.divisor(n_labels, len(batch.labels) * len(pieces) * peers.world) / peers.world
-                (total / divisor).backward()
+                divisor = setup.choices.divisor(n_labels, len(batch.labels), len(pieces) * peers.world)
+                (total * (peers.world / divisor)).backward()
             sums += torch.stack([total.detach().double(), ce.double(), kl.double()])
             padding += batch.padding
             processed += batch.processed
@@ -118,7 +118,7 @@ class Loop:
             training["warmup_steps"],
             training["max_steps"],
             training["schedule"],
-            setup.choices.schedule_divisor(len(pieces)),
+            setup.choices.schedule_stretch(),
         )
         probing = state.step == 0 or state.step + 1 in self.evaluations
         if probing:
@@ -149,9 +149,9 @@ class Loop:
         state.add_evaluation_joules(getattr(phase, "joules", None))
         if not math.isfinite(own):
             raise UserError(f"{self.job.name}: evaluation loss is {own} at step {state.step}")
-        if state.note_evaluation(own, gold, self.setup.choices.epsilon(self.training["epsilon"])):
+        if state.note_evaluation(own, gold, self.training["epsilon"]):
             self.best.keep(self.setup, state.step)
-        if state.stale >= self.training["patience"] and self.setup.choices.stops:
+        if self.setup.choices.stops(state.losses, state.stale, self.training["patience"]):
             state.stop_reason = "early_stopping"
         if self.peers.leads:
             self.job.log(f"{self.job.name}: step {state.step}: validation loss {own:.4f} (gold {gold:.4f})")

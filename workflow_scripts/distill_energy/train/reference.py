@@ -1,18 +1,20 @@
 """The training choices of the paper's harness, each of which can be switched on alone to measure its effect.
 
 ``training.reference_faithful: true`` switches on all of them; a mapping switches on the ones it names. Where kinds of
-pipelines were treated differently there, they are here.
+pipelines were treated differently there, they are here. What the harness does is read from its published code; two of
+its habits follow from accumulating 16 micro-batches, whatever ``micro_batch_size`` is here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..config.training import Reference
 
-#: Distillation evaluated this many times as often as fine-tuning.
-KD_EVALUATES_TIMES = 16
+#: Micro-batches that the harness accumulates before a step of the optimiser.
+ACCUMULATION = 16
 
 
 @dataclass(frozen=True)
@@ -32,30 +34,40 @@ class Choices:
         return "bf16" if self.on.bf16_weights else asked
 
     def eval_every(self, every: int) -> int:
-        """There: distillation evaluated 16 times as often."""
-        return max(1, every // KD_EVALUATES_TIMES) if self.on.frequent_evaluation and self.kind == "kd" else every
+        """There: distillation counted micro-batches as steps, and so evaluated 16 times as often."""
+        return max(1, every // ACCUMULATION) if self.on.frequent_evaluation and self.kind == "kd" else every
 
-    def epsilon(self, epsilon: float) -> float:
-        """There: any fall of the evaluation loss counts."""
-        return 0.0 if self.on.no_epsilon else epsilon
+    def schedule_stretch(self) -> int:
+        """There: the cosine's length was counted in micro-batches but advanced by optimiser steps."""
+        return ACCUMULATION if self.on.schedule_in_micro_batches else 1
 
-    @property
-    def stops(self) -> bool:
-        """There: distillation's early stopping left only the inner of two loops, and training went on."""
-        return not (self.on.no_stop_in_kd and self.kind == "kd")
+    def stops(self, losses: Sequence[float], stale: int, patience: int) -> bool:
+        """Whether to stop after evaluations with these ``losses``, ``stale`` of them in a row without improvement.
+
+        There: when a loss is above both of the two before it. In distillation that left only the inner of two loops,
+        and training went on with the next epoch (here: with the next step).
+        """
+        if self.on.no_stop_in_kd and self.kind == "kd":
+            return False
+        if self.on.stop_on_two_rises:
+            return len(losses) >= 3 and losses[-1] > max(losses[-3:-1])
+        return stale >= patience
 
     @property
     def keeps_best(self) -> bool:
         """There: the last weights were kept."""
         return not self.on.last_weights
 
-    def schedule_divisor(self, micro_batches: int) -> int:
-        """There: the cosine's length was counted in micro-batches but advanced by optimiser steps."""
-        return micro_batches if self.on.schedule_in_micro_batches else 1
+    def divisor(self, batch_labels: int, micro_labels: int, micro_batches: int) -> int:
+        """What the sum over a micro-batch's labels is divided by before its gradient is added.
 
-    def divisor(self, labels: int, mean_of_means: int) -> int:
-        """There: the mean of the micro-batches' means, which weighs a label by how few its micro-batch has."""
-        return mean_of_means if self.on.mean_of_means else labels
+        There: in distillation the number of micro-batches, so that a step grows with the number of labels (gradient
+        clipping then acts on every step); elsewhere the labels of the micro-batch, so that a label weighs by how few
+        its micro-batch has.
+        """
+        if not self.on.unnormalised_loss:
+            return batch_labels
+        return micro_batches if self.kind == "kd" else micro_labels
 
 
 def choices(training: dict[str, Any], kind: str) -> Choices:

@@ -59,7 +59,9 @@ class Setup:
         if adapter is not None:
             model = add_adapter(model, adapter)
         if training["gradient_checkpointing"]:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # The name changes between transformers 5 and 6.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
             if self.adapted:
                 model.enable_input_require_grads()
         self.student = Student(model, self.pipeline, self.settings, self.precision.autocast)

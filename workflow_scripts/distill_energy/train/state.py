@@ -24,6 +24,7 @@ class State:
     best_step: int = 0
     anchor: float = math.inf  # the loss that an improvement must beat by ε
     stale: int = 0  # evaluations in a row that did not
+    losses: list[float] = field(default_factory=list)  # of every evaluation
     stop_reason: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -32,6 +33,7 @@ class State:
 
         The best weights are those of the lowest loss; patience asks for more, a fall by ε since it last restarted.
         """
+        self.losses.append(own)
         if own < self.anchor - epsilon:
             self.anchor, self.stale = own, 0
         else:
