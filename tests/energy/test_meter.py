@@ -19,11 +19,11 @@ from distill_energy.energy import (
     Meter,
     MeterConfig,
     attempts_of,
+    exclusive,
     fold_attempts,
     measure_idle,
     write_power,
 )
-from distill_energy.energy import exclusive
 from distill_energy.energy import journal as journals
 from distill_energy.errors import UserError
 
@@ -444,13 +444,24 @@ def test_codecarbon_covers_the_stage_and_its_children(tmp_path):
     assert cpu.idle_reason and "estimated" in busy.attempt.quality.flags
     assert cpu.gross_j > 5 * component(idle.attempt, "cpu").gross_j > 0
     assert cpu.crosscheck_method == "cpu_time_tdp"
-    assert cpu.gross_j == pytest.approx(cpu.crosscheck_j, rel=0.25)
+    # a process is missing from the estimate between its last sample and its end, never counted twice
+    assert 0.4 * cpu.crosscheck_j < cpu.gross_j < 1.1 * cpu.crosscheck_j
     dram = component(busy.attempt, "dram")
     assert dram.in_total is False and dram.source == "estimated"
     energy, _, _ = fold_attempts([busy.attempt])
     assert energy.gross_j == cpu.gross_j and energy.source == "estimated" and energy.idle_j is None
     assert busy.start_up_s > 0.3, "CodeCarbon's start is measured"
     assert busy.attempt.wall_s < 3.0 + 1.5, "and lies outside the window"
+
+
+def test_codecarbon_agrees_with_the_kernel_on_a_process_that_lives(tmp_path):
+    config = MeterConfig(interval_s=0.2, powercap=str(tmp_path / "none"), gpu=False)
+    with Meter(tmp_path / "a", config) as meter:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            pass
+    cpu = component(meter.attempt, "cpu")
+    assert cpu.gross_j == pytest.approx(cpu.crosscheck_j, rel=0.15)
 
 
 def test_codecarbon_writes_nothing(tmp_path, monkeypatch, capfd):
