@@ -1,6 +1,10 @@
 """Data-parallel training on two processes of this host."""
 
+import contextlib
 import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -8,6 +12,7 @@ from safetensors.torch import load_file
 from distill_energy.errors import UserError
 from distill_energy.train.processes import available, check_processes
 
+from .test_resume import start
 from .tiny import CountingMeter, params, run
 
 needs_two_cores = pytest.mark.skipif(available("cpu") < 2, reason="one processor core")
@@ -56,6 +61,47 @@ def test_split_weights_train_as_whole_ones(tmp_path, data, optimizer, precision)
     resumed, again, _ = run(tmp_path / "two", parameters, data)
     assert [r["train_loss"] for r in again] == [r["train_loss"] for r in two]
     assert resumed["eval_loss"] == both["eval_loss"]
+
+
+def peers_of(pid: int) -> list[int]:
+    """Children of a process that train beside it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and b"train.worker" in (path.parent / "cmdline").read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def started(tmp_path, data):
+    """A training on two processes, some steps in; its peers."""
+    process = start(tmp_path, data, params(processes=2, max_steps=500, eval_every=500), 0.2)
+    for line in process.stdout:
+        if line.split() == ["step", "3"]:
+            break
+    return process, peers_of(process.pid)
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_a_peer_that_dies_ends_the_training(tmp_path, data):
+    process, (peer,) = started(tmp_path, data)
+    os.kill(peer, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_peers_end_with_a_killed_training(tmp_path, data):
+    process, (peer,) = started(tmp_path, data)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{peer}").exists():
+        assert time.monotonic() < deadline, "the peer lives on"
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
