@@ -2,8 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 REQUIREMENTS ?= envs/requirements-cpu.txt
-CONFIG ?= config.yaml
+CONFIG ?=
 BIN := $(VENV)/bin
+SNAKEMAKE := $(BIN)/snakemake --cores all $(if $(CONFIG),--configfile $(CONFIG))
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help setup pareto all report forecast paper test test-slurm test-vllm test-gpu lint format bench clean-env
@@ -21,10 +22,10 @@ $(INSTALLED): $(REQUIREMENTS) envs/requirements-nodeps.txt pyproject.toml
 	touch $@
 
 pareto: $(INSTALLED) ## the main job: energy against quality, everything counted
-	$(BIN)/snakemake --cores all results/pareto.pdf
+	$(SNAKEMAKE) results/pareto.pdf
 
 all: $(INSTALLED) ## every figure, table and the report
-	$(BIN)/snakemake --cores all
+	$(SNAKEMAKE)
 
 test: $(INSTALLED) ## the tests
 	$(BIN)/python -m pytest
