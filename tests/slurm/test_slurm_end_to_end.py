@@ -75,5 +75,6 @@ def test_adding_a_student_submits_no_teacher_job(finished: Workflow, whole_clust
     grown.run(trainings)
     assert len(grown.jobs()) == len(grown.jobs("student_training")) == 3, [job["Comment"] for job in grown.jobs()]
     teacher = {spec.version for spec in grown.plan().nodes.values() if spec.stage.startswith("teacher_")}
-    read = {item.version for spec in added for item in grown.sidecar(spec).consumes if spec.sidecar in trainings}
+    trained = [spec for spec in added if spec.stage == "student_training"]
+    read = {item.version for spec in trained for item in grown.sidecar(spec).consumes}
     assert teacher <= read
