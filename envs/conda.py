@@ -51,7 +51,8 @@ def render(name: str) -> dict[Path, str]:
     if with_nodeps:
         extra = " ".join(pins(HERE / "requirements-nodeps.txt"))
         files[HERE / f"{name}.post-deploy.sh"] = (
-            f"#!/bin/sh\n# Made by envs/conda.py from requirements-nodeps.txt.\nset -eu\npip install --no-deps {extra}\n"
+            "#!/bin/sh\n# Made by envs/conda.py from requirements-nodeps.txt.\nset -eu\n"
+            f"pip install --no-deps {extra}\n"
         )
     return files
 
