@@ -48,4 +48,4 @@ for name in "$@"; do
     esac
 done
 rm .pins
-python3 conda.py
+python3 conda_files.py

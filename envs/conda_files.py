@@ -1,4 +1,4 @@
-"""Make the conda environment files from the locked pip requirements: `python envs/conda.py [--check]`.
+"""Make the conda environment files from the locked pip requirements: `python envs/conda_files.py [--check]`.
 
 Snakemake's `--sdm conda` copies an environment file away from its folder before it builds it, so `-r file` inside
 would not be found: the pins are written out. What is installed without dependencies comes in NAME.post-deploy.sh,
@@ -36,7 +36,7 @@ def render(name: str) -> dict[Path, str]:
     if name == "cpu":  # the build without CUDA, by its full name
         entries = [f"{entry}+cpu" if entry.startswith("torch==") else entry for entry in entries]
     lines = [
-        f"# Made from {requirements.name} by envs/conda.py; change that file and run it again.",
+        f"# Made from {requirements.name} by envs/conda_files.py; change that file and run it again.",
         f"name: distill-energy-{name}",
         "channels:",
         "  - conda-forge",
@@ -51,7 +51,7 @@ def render(name: str) -> dict[Path, str]:
     if with_nodeps:
         extra = " ".join(pins(HERE / "requirements-nodeps.txt"))
         files[HERE / f"{name}.post-deploy.sh"] = (
-            "#!/bin/sh\n# Made by envs/conda.py from requirements-nodeps.txt.\nset -eu\n"
+            "#!/bin/sh\n# Made by envs/conda_files.py from requirements-nodeps.txt.\nset -eu\n"
             f"pip install --no-deps {extra}\n"
         )
     return files
