@@ -99,11 +99,19 @@ def test_choice_of_a_model_that_knows_nothing_is_zero(session, monkeypatch):
     assert choice_module.choice(session, "c", params).score == pytest.approx(1.0)
 
 
-def test_choice_questions_have_no_list():
-    for item in evaluation_items("choice", 30, 0):
-        text = choice_module.question(item["prompt"])
-        assert text and item["prompt"].startswith(text)
-        assert not all(option.lower() in text.lower() for option in item["choices"])
+def test_common_beginning_of_options_cancels(session):
+    """Shares of probability are those of the whole options' likelihoods."""
+    options = ["The sky is blue.", "The sky is bright red.", "The sky is black."]
+    (found,) = choice_module.log_likelihoods(session, ["Which colour?"], [options])
+    prompt = session.prompt_ids("Which colour?")
+    whole = []
+    for text in options:
+        ids = session.encode(text)
+        logp = plain_logits(session, prompt + ids).log_softmax(-1)
+        whole.append(sum(float(logp[len(prompt) - 1 + j, token]) for j, token in enumerate(ids)))
+    expected = choice_module.softmax(whole)
+    assert choice_module.softmax([value for value, _ in found]) == pytest.approx(expected, abs=1e-5)
+    assert [n for _, n in found] == [len(text) - len("The sky is b") for text in options]
 
 
 def test_best_constant_and_stderr():

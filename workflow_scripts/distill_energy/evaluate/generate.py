@@ -48,10 +48,9 @@ def generate(
         pad_token_id=session.pad_id,
         bos_token_id=session.tokenizer.bos_token_id,
     )
-    budget = session.batch_tokens * 8
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     out: dict[int, Completion] = {}
-    for number, batch in enumerate(by_length(lengths, budget, batch_rows)):
+    for number, batch in enumerate(by_length(lengths, session.cache_tokens, batch_rows)):
         ids, mask = pad([prompts[i] for i in batch], session.pad_id, session.device, left=True)
         width = ids.shape[1]
         extra = StoppingCriteriaList([_StopStrings(session.tokenizer, width, stop)]) if stop else None

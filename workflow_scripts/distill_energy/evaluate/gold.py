@@ -28,13 +28,17 @@ class Forced:
     log_probability: float  # mean over the response's tokens, nats
 
 
-def forced(session: Session, n: int, seed: int) -> list[Forced]:
-    """Arg max predictions on ``n`` gold items; computed once for every benchmark of the suite that asks."""
-    key = ("gold", n, seed)
+def forced(session: Session, name: str, params: dict[str, Any]) -> list[Forced]:
+    """Arg max predictions on the gold items, computed once for all benchmarks of the suite that ask for the same ones.
+
+    The phase, and so the energy, is that of the first.
+    """
+    key = ("gold", params["items"], params["seed"])
     if key not in session.memo:
         from ..data.generated import evaluation_items
 
-        session.memo[key] = predict(session, evaluation_items("gold", n, seed))
+        with session.phase(name):
+            session.memo[key] = predict(session, evaluation_items(*key))
     return session.memo[key]
 
 
@@ -80,8 +84,7 @@ def gold_accuracy(session: Session, name: str, params: dict[str, Any]) -> Result
 
     Chance: the best constant guess, i.e. the most frequent token.
     """
-    with session.phase(name):
-        rows = forced(session, params["items"], params["seed"])
+    rows = forced(session, name, params)
     items = [
         Item(
             row.item_id,
@@ -102,8 +105,7 @@ def agreement(session: Session, name: str, params: dict[str, Any]) -> Result:
 
     The teacher agrees with itself (score 1). Chance: the best constant guess of the teacher's predictions.
     """
-    with session.phase(name):
-        rows = forced(session, params["items"], params["seed"])
+    rows = forced(session, name, params)
     teacher = read_predictions(session.inputs, name) if session.role != "teacher" else None
     items, references = [], []
     for row in rows:

@@ -65,6 +65,11 @@ class Session:
         return 16_384 if self.device.type == "cuda" else 2_048
 
     @property
+    def cache_tokens(self) -> int:
+        """Positions of a generation's key-value cache: 26 GB for 13 billion parameters in bfloat16."""
+        return 32_768 if self.device.type == "cuda" else 16_384
+
+    @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id
 
@@ -130,6 +135,13 @@ class Session:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder.resolve()
+
+    def release(self) -> None:
+        """Give memory of a failed benchmark back to the accelerator."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
 
     def synchronise(self) -> None:
         """Wait for the accelerator, so that a phase ends when its work does."""

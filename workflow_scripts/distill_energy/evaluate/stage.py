@@ -98,6 +98,7 @@ def run_suite(session, benchmarks: dict[str, dict[str, Any]]) -> Outcome:
         except Exception as error:
             outcome.failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             session.log(f"{name} failed\n{traceback.format_exc()}")
+            session.release()
         else:
             score = outcome.results[name].score
             shown = "" if score is None else f": {score:.4f}"
@@ -154,7 +155,7 @@ def _spent(name: str, spent: dict[str, list[Any]]) -> dict[str, Any]:
     """Seconds and joules of a benchmark's own phases (a judge's are in the sidecar's phase ``judge``)."""
     windows = [w for phase, ws in spent.items() if phase == name or phase.startswith(f"{name}:") for w in ws]
     if not windows:
-        return {"seconds": None, "joules": None, "joules_reason": "no phase was measured"}
+        return {"seconds": None, "joules": None, "joules_reason": "no work of its own: it shares a forward pass"}
     unknown = [w for w in windows if w.joules is None]
     joules = None if unknown else sum(w.joules for w in windows)
     reason = unknown[0].reason if unknown else None
