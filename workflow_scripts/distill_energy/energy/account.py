@@ -208,6 +208,8 @@ def _crosscheck(result: Energy, power, interval_s: float, cap: float, start: flo
         share = abs(result.gross_j - result.crosscheck_j) / larger
         result.flags.append("disputed" if difference > DISPUTED * larger else "counter_power_differ")
         result.notes.append(f"counter and power differ by {100 * share:.1f}%")
+        # one of the two is wrong, and nothing says which
+        result.error_j = max(result.error_j, abs(result.gross_j - result.crosscheck_j))
 
 
 def rapl_energy(

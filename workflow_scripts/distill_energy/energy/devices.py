@@ -214,20 +214,26 @@ class Host:
         self.flags.append("estimated")
         self.devices += [CodeCarbonPart(worker, "cpu"), CodeCarbonPart(worker, "dram")]
 
-    def sample(self, now: bool = False, final: bool = False) -> list[Reading]:
-        """One reading of every device. ``now`` and ``final`` make CodeCarbon measure up to this moment."""
-        if self.codecarbon is not None:
-            self.codecarbon.poll(now, final)
+    def sample(self, now: bool = False, final: bool = False) -> tuple[float, list[Reading]]:
+        """(monotonic time, a reading of every device). ``now`` and ``final`` make CodeCarbon measure up to here.
+
+        CodeCarbon goes last and its values have their own time: closing it takes 0.3 s, which is no part of a window.
+        """
         readings, times = [], []
         for device in self.devices:
             began = time.monotonic()
-            readings.append(device.sample())
+            readings.append([] if isinstance(device, CodeCarbonPart) else device.sample())
             times.append((began + time.monotonic()) / 2)
         end = time.monotonic()
         for reading, t in zip(readings, times, strict=True):
-            if end - t > SKEW_S and len(reading) < 4:  # a slow driver: keep each device's own time
+            if reading and end - t > SKEW_S:  # a slow driver: keep each device's own time
                 reading.extend([None] * (3 - len(reading)) + [t])
-        return readings
+        if self.codecarbon is not None:
+            self.codecarbon.poll(now, final)
+            for index, device in enumerate(self.devices):
+                if isinstance(device, CodeCarbonPart):
+                    readings[index] = device.sample()
+        return end, readings
 
     def close(self) -> None:
         if self.codecarbon is not None:

@@ -99,7 +99,7 @@ class MeterRegister:
         make_shared(folder)
         make_shared(self.folder)
         self.pid = pid
-        self.path = self.folder / f"{pid}.{os.getpid()}"
+        self.path = self.folder / f"{pid}.{os.getpid()}.{time.time_ns()}"
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -21,7 +21,7 @@ from . import journal
 from .attempts import UNSAVED, read_attempt
 from .board import TOKEN_KINDS, Board
 from .config import MeterConfig
-from .exclusive import DeviceLocks
+from .exclusive import FOLDER_VARIABLE, DeviceLocks
 from .identity import attempt_identity
 from .idle import IdleBaseline
 
@@ -79,6 +79,19 @@ class Meter:
     # -- entry and exit
 
     def __enter__(self) -> "Meter":
+        self._pid = os.getpid()
+        try:
+            return self._enter()
+        except BaseException:
+            self._restore_handler()
+            self._locks.release()
+            with self._lock:
+                self._closing = True
+                if self._sampler is not None:
+                    self._lost()
+            raise
+
+    def _enter(self) -> "Meter":
         began = time.monotonic()
         self._who = attempt_identity(time.time())
         self.folder = self._make_folder()
@@ -86,17 +99,24 @@ class Meter:
         ready = self._start_sampler()
         gpus = [device["device"] for device in ready["ready"] if device["component"] == "gpu"]
         if gpus and self.config.exclusive:
-            self.waited_s = self._locks.acquire(gpus, lambda text: print(text, file=sys.stderr, flush=True))
+            try:
+                self.waited_s = self._locks.acquire(gpus, lambda text: print(text, file=sys.stderr, flush=True))
+            except OSError as error:
+                raise UserError(
+                    f"{self._locks.folder}: GPU locks cannot be made there ({error.strerror}); "
+                    f"name another folder of this host in {FOLDER_VARIABLE}"
+                ) from None
         self._install_handler()
         go = self._command({"c": "go"})
         if go is None:
-            self._restore_handler()
             raise UserError(f"the sampler ended at its start: see {self.folder / 'sampler.log'}")
         threading.Thread(target=self._watch, args=(self._sampler,), daemon=True, name="distill-energy-watch").start()
         self.start_up_s = time.monotonic() - began - self.waited_s
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child that unwinds through our frame: the attempt is its parent's
         self._restore_handler()
         if kind is None:
             outcome, reason = "completed", None
@@ -319,5 +339,9 @@ class Meter:
             self._old_handler = None
 
     def _on_sigterm(self, *_: object) -> None:
+        if os.getpid() != self._pid:  # a forked worker that is told to end
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         self._preempted = True
         raise SystemExit(143)

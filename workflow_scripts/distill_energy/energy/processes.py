@@ -69,4 +69,4 @@ def foreign(pids: Iterable[int], root: int, at_start: set[int]) -> list[int]:
         whole = False
     if whole:
         return sorted(set(pids) - mine)
-    return sorted(pid for pid in set(pids) - mine if pid in parent or pid in at_start)
+    return sorted(pid for pid in set(pids) - mine if pid in at_start)

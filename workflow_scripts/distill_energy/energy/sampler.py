@@ -53,7 +53,12 @@ class Sampler:
         self.checked = -1e9
         self.synced = time.monotonic()
         self.first_pids: dict[str, set[int]] = {}
-        self.shared = SharedCpu(self.pid) if any(d["kind"] == "rapl" for d in self.described) else None
+        self.shared: SharedCpu | None = None
+        if any(device["kind"] == "rapl" for device in self.described):
+            try:
+                self.shared = SharedCpu(self.pid)
+            except OSError as error:
+                self.host.notes.append(f"stages beside this one on the host cannot be seen ({error.strerror})")
 
     def open_record(self) -> dict[str, Any]:
         return {
@@ -88,17 +93,16 @@ class Sampler:
             if record["r"] == "tick":
                 self.total.add(record["t"], record["v"], record.get("share", 1.0))
 
-    def read_devices(self, now: bool, final: bool) -> list[list[Any]]:
-        values = self.host.sample(now, final)
+    def read_devices(self, now: bool, final: bool) -> tuple[float, list[list[Any]]]:
+        t, values = self.host.sample(now, final)
         if self.order is None:
-            return values
-        return [[None, None, "not there after the restart"] if i is None else values[i] for i in self.order]
+            return t, values
+        return t, [[None, None, "not there after the restart"] if i is None else values[i] for i in self.order]
 
     def tick(self, now: bool = False, final: bool = False) -> float:
         """Read every device, journal it, publish the running total; the tick's monotonic time."""
-        values = self.read_devices(now, final)
-        t = time.monotonic()
-        record = {"r": "tick", "t": t, "u": round(time.time(), 6), "v": values}
+        t, values = self.read_devices(now, final)
+        record = {"r": "tick", "t": t, "u": round(time.time() - (time.monotonic() - t), 6), "v": values}
         if self.shared is not None and (share := self.shared.share()) is not None:
             record["share"] = share  # of the CPU packages' energy since the last tick
             self.flag("shared_device", "CPU: other measured stages ran on this host; divided by busy CPU time")
@@ -186,6 +190,8 @@ def _stage_handle(pid: int) -> int | None:
 
 def run(sampler: Sampler, source: int, reply: Any) -> None:
     """The main loop: sleep until the next beat, a command, or the stage's end."""
+    with contextlib.suppress(OSError):  # root only: a sampler that sleeps 99.9% of the time should wake on time
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
     stage = _stage_handle(sampler.pid)
     poll = select.poll()
     poll.register(source, select.POLLIN | select.POLLHUP)

@@ -55,7 +55,7 @@ def resolve_visible_gpus(env: Mapping[str, str], inventory: Sequence[GpuEntry]) 
         return Visible(reason=why)
     value = env.get("CUDA_VISIBLE_DEVICES")
     if value is None:
-        return Visible(gpus=tuple(VisibleGpu(gpu.uuid) for gpu in usable))
+        return Visible(gpus=tuple(VisibleGpu(gpu.uuid, gpu.migs[0] if gpu.migs else None) for gpu in usable))
     entries = [entry.strip() for entry in value.split(",")]
     if entries == [""]:
         return Visible(reason="CUDA_VISIBLE_DEVICES is empty: the process sees no GPU")
