@@ -278,10 +278,13 @@ def test_estimator_that_restarts_keeps_what_it_had():
     assert account.estimate_energy(readings, "codecarbon_process").gross_j == pytest.approx(28.0)
 
 
-def test_estimate_that_misses_short_processes_is_disputed():
+def test_what_the_estimate_missed_is_added():
     readings = [(float(k), 0.1 * k, None) for k in range(11)]
     result = account.estimate_energy(readings, "codecarbon_process", [(0.0, 4.0), (10.0, 44.0)])
-    assert result.crosscheck_j == pytest.approx(40.0) and "disputed" in result.flags
+    assert result.crosscheck_j == pytest.approx(40.0) == result.gross_j and "short_processes" in result.flags
+    assert result.at(5.0) == pytest.approx(20.0)
+    disputed = account.estimate_energy([(float(k), 9.0 * k, None) for k in range(11)], "x", [(0.0, 4.0), (10.0, 44.0)])
+    assert disputed.flags == ["disputed"] and disputed.gross_j == pytest.approx(90.0)
     agreed = account.estimate_energy(readings, "codecarbon_process", [(0.0, 4.0), (10.0, 5.01)])
     assert agreed.flags == []
 

@@ -39,6 +39,16 @@ def test_command_writes_the_same_sidecar(gpus, tmp_path):
     assert (path.parent / "power.parquet").exists()
 
 
+def test_many_short_processes_are_not_free(tmp_path):
+    """CodeCarbon alone sees none of a thousand processes that live a millisecond each."""
+    config = MeterConfig(interval_s=0.2, gpu=False, powercap=str(tmp_path / "none"))
+    loop = "end=$(($(date +%s)+4)); while [ $(date +%s) -lt $end ]; do /bin/true; done"
+    record, _ = run_command(["sh", "-c", loop], tmp_path, None, config)
+    (cpu,) = [c for c in record.energy.components if c.component == "cpu"]
+    assert "short_processes" in record.quality.flags
+    assert cpu.gross_j == pytest.approx(cpu.crosscheck_j, rel=0.1) and cpu.gross_j > 1
+
+
 def test_failing_command_is_recorded_as_wasted(gpus, tmp_path):
     gpus.add(Power("const", 250.0))
     record, code = run_command(["sh", "-c", "sleep 0.3; exit 7"], tmp_path, None, FAST)

@@ -444,8 +444,8 @@ def test_codecarbon_covers_the_stage_and_its_children(tmp_path):
     assert cpu.idle_reason and "estimated" in busy.attempt.quality.flags
     assert cpu.gross_j > 5 * component(idle.attempt, "cpu").gross_j > 0
     assert cpu.crosscheck_method == "cpu_time_tdp"
-    # a process is missing from the estimate between its last sample and its end, never counted twice
-    assert 0.4 * cpu.crosscheck_j < cpu.gross_j < 1.1 * cpu.crosscheck_j
+    # CodeCarbon loses a process between its last sample and its end; that is added, and nothing is counted twice
+    assert cpu.gross_j == pytest.approx(cpu.crosscheck_j, rel=0.15)
     dram = component(busy.attempt, "dram")
     assert dram.in_total is False and dram.source == "estimated"
     energy, _, _ = fold_attempts([busy.attempt])
