@@ -13,7 +13,7 @@ from distill_energy.errors import UserError
 from distill_energy.train.processes import available, check_processes
 
 from .test_resume import start
-from .tiny import CountingMeter, params, run
+from .tiny import CountingMeter, context, params, run
 
 needs_two_cores = pytest.mark.skipif(available("cpu") < 2, reason="one processor core")
 
@@ -123,3 +123,39 @@ def test_more_processes_than_gpus(monkeypatch):
     with pytest.raises(UserError, match=r"training\.processes is 2, this host has 1 GPUs"):
         check_processes(2, "cuda")
     assert os.environ.get("WORLD_SIZE") is None
+
+
+SRUN = """#!/bin/sh
+# Stands in for SLURM's srun on one host: the options go, the command runs as task 0, standard input reaches it.
+while [ "${1#--}" != "$1" ]; do shift; done
+SLURM_PROCID=0 exec "$@"
+"""
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_two_nodes_train_as_one_and_each_is_metered_once(tmp_path, data, monkeypatch):
+    """Two "nodes" of one process each on this host; the launcher is a stand-in, all else is what runs on a cluster."""
+    from distill_energy.energy import Meter, MeterConfig, attempts_of
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text(SRUN)
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    _, one, _ = run(tmp_path / "one", params(max_steps=6), data)
+    parameters = params(max_steps=6, nodes=2)
+    spec = context(tmp_path / "two", parameters, data).spec
+    with Meter(spec.attempts, MeterConfig(interval_s=0.2)) as meter:
+        both, two, _ = run(tmp_path / "two", parameters, data, meter)
+    assert both["processes"] == 2
+    assert [r["train_loss"] for r in one] == pytest.approx([r["train_loss"] for r in two], rel=1e-3)
+    tries = attempts_of(spec.attempts)
+    assert [a.outcome for a in tries] == ["completed", "completed"]
+    assert sorted(a.tokens.processed or 0 for a in tries) == [0, two[-1]["tokens"]]
+
+
+def test_more_nodes_than_the_job_has(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    with pytest.raises(UserError, match=r"training\.nodes is 2, this job has 1"):
+        run(tmp_path, params(nodes=2), data)

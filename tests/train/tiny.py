@@ -15,6 +15,7 @@ from distill_energy.plan.spec import make_spec
 from distill_energy.stage import StageContext
 
 VOCABULARY = 384
+ENERGY = {"interval_s": 0.2, "jitter": 0.25, "cpu": "auto"}
 MODEL = {"source": "random", "layers": 2, "hidden": 32, "heads": 2, "vocabulary": VOCABULARY, "seed": 0}
 
 
@@ -94,7 +95,7 @@ def params(
 
 def context(folder: Path, parameters: dict, inputs: dict[str, Path], meter=None) -> StageContext:
     """A stage context in ``folder`` (``out`` and ``work``)."""
-    spec = make_spec("student_training", "demo-tiny-s0", 1, parameters, root=str(folder / "results"))
+    spec = make_spec("student_training", "demo-tiny-s0", 1, parameters, root=str(folder / "results"), energy=ENERGY)
     out, work = Path(spec.folder), Path(spec.attempts) / "work"
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)

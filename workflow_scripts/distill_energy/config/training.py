@@ -57,6 +57,7 @@ class Training(Section):
     lora: Lora | None = None
     reference_faithful: bool | Reference | None = None  # reproduce the choices of the paper's harness
     processes: int | None = Field(None, gt=0)  # data-parallel processes a node; None: one
+    nodes: int | None = Field(None, gt=0)  # nodes of a SLURM job to train on; None: one
     sharding: Literal["none", "full"] | None = None  # full: weights and optimiser split over processes (FSDP)
     save_dtype: Literal["bfloat16", "float32"] | None = None  # of the student's files; None: bfloat16
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from .job import Job, Peers
 JOIN_TIMEOUT = timedelta(minutes=10)
 #: Seconds that rank 0 has to notice by itself that a peer is gone.
 GRACE_S = 30.0
+#: Seconds that another node has to close its meter and say so.
+NODE_PATIENCE_S = 90.0
 
 
 def available(device_type: str) -> int:
@@ -49,12 +53,12 @@ def device_of(device_type: str, local_rank: int) -> str:
     return f"cuda:{local_rank}" if device_type == "cuda" else "cpu"
 
 
-def join(peers: Peers, rendezvous: str) -> None:
-    """Make this process one of the group, and share the cores among the processes of a CPU."""
+def join(peers: Peers, rendezvous: str, count: int) -> None:
+    """Make this process one of the group, and share the host's cores among its ``count``."""
     import torch
 
     if peers.device == "cpu":
-        torch.set_num_threads(max(1, available("cpu") // peers.world))
+        torch.set_num_threads(max(1, available("cpu") // count))
         backend = "gloo"
     else:
         torch.cuda.set_device(peers.device)
@@ -65,28 +69,29 @@ def join(peers: Peers, rendezvous: str) -> None:
 
 
 @contextlib.contextmanager
-def group(job: Job, count: int, device_type: str) -> Iterator[Job]:
-    """Start ``count`` − 1 peers of this process and yield the job of rank 0 among them.
+def group(job: Job, count: int, device_type: str, nodes: int = 1, spec: dict[str, Any] | None = None) -> Iterator[Job]:
+    """Start the peers of this process, ``count`` a node, and yield the job of rank 0 among them.
 
-    Raises UserError with a peer's own message if a peer fails for a reason that it can name.
+    ``spec`` (a stage's, as JSON) is what the other nodes meter themselves by. Raises UserError with a peer's own
+    message if a peer fails for a reason that it can name.
     """
     import torch
 
-    rendezvous = f"file://{(job.work / f'rendezvous-{uuid.uuid4().hex}').resolve()}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_root(), os.environ.get("PYTHONPATH", "")])}
-    if device_type == "cpu":
-        environment["OMP_NUM_THREADS"] = str(max(1, available("cpu") // count))
-    # All on one host: the loopback interface always exists, the host's name may not resolve.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    world = count * nodes
+    if nodes == 1:
+        rendezvous = f"file://{(job.work / f'rendezvous-{uuid.uuid4().hex}').resolve()}"
+        # All on one host: the loopback interface always exists, the host's name may not resolve.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    else:
+        rendezvous = f"tcp://{socket.gethostname()}:{_free_port()}"
     crew = Crew(job.log)
     try:
-        for rank in range(1, count):
-            peers = Peers(rank, rank, count, device_of(device_type, rank))
-            crew.start(task(job, peers, rendezvous), environment)
+        crew.start_local(job, 0, count, world, device_type, rendezvous)
+        if nodes > 1:
+            crew.start_nodes(job, nodes, count, world, device_type, rendezvous, spec or {})
         crew.watch()
-        own = Peers(0, 0, count, device_of(device_type, 0))
-        join(own, rendezvous)
+        own = Peers(0, 0, world, device_of(device_type, 0))
+        join(own, rendezvous, count)
         job.peers = own
         yield job
         torch.distributed.barrier()
@@ -98,13 +103,23 @@ def group(job: Job, count: int, device_type: str) -> Iterator[Job]:
             raise UserError(failure) from error
         raise
     finally:
-        crew.stop()
+        # The group goes first: with rank 0's store gone no peer waits in vain.
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        crew.stop()
         Path(rendezvous.removeprefix("file://")).unlink(missing_ok=True)
 
 
-def task(job: Job, peers: Peers, rendezvous: str) -> dict[str, Any]:
+def nodes_of(training: dict[str, Any]) -> int:
+    """Nodes to train on. Raises UserError if the job was not given as many."""
+    nodes = training.get("nodes") or 1
+    given = int(os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+    if nodes > given:
+        raise UserError(f"training.nodes is {nodes}, this job has {given} (several nodes take a SLURM job of as many)")
+    return nodes
+
+
+def task(job: Job, peers: Peers, rendezvous: str, count: int) -> dict[str, Any]:
     """What a peer is told, as JSON."""
     return {
         "params": job.params,
@@ -112,14 +127,23 @@ def task(job: Job, peers: Peers, rendezvous: str) -> dict[str, Any]:
         "work": str(job.work),
         "name": job.name,
         "version": job.version,
-        "peers": {
-            "rank": peers.rank,
-            "local_rank": peers.local_rank,
-            "world": peers.world,
-            "device": peers.device,
-        },
+        "peers": asdict(peers),
         "rendezvous": rendezvous,
+        "count": count,
     }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _environment(device_type: str, count: int) -> dict[str, str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_root(), os.environ.get("PYTHONPATH", "")])}
+    if device_type == "cpu":
+        environment["OMP_NUM_THREADS"] = str(max(1, available("cpu") // count))
+    return environment
 
 
 class Crew:
@@ -129,16 +153,31 @@ class Crew:
         self.log = log
         self.children: list[subprocess.Popen] = []
         self.stopping = threading.Event()
+        self.patience_s = 0.0
 
-    def start(self, content: dict[str, Any], environment: dict[str, str]) -> None:
+    def start_local(self, job: Job, first: int, count: int, world: int, device_type: str, rendezvous: str) -> None:
+        """Start this host's peers of rank ``first``, which is this process."""
+        for local_rank in range(1, count):
+            peers = Peers(first + local_rank, local_rank, world, device_of(device_type, local_rank))
+            command = [sys.executable, "-m", "distill_energy.train.worker"]
+            self.start(command, task(job, peers, rendezvous, count), _environment(device_type, count))
+
+    def start_nodes(
+        self, job: Job, nodes: int, count: int, world: int, device_type: str, rendezvous: str, spec: dict[str, Any]
+    ) -> None:
+        """Start one process on each other node of the SLURM job; it meters its node and starts its own peers."""
+        others = str(nodes - 1)
+        srun = ["srun", f"--nodes={others}", f"--ntasks={others}", "--ntasks-per-node=1", "--relative=1", "--overlap"]
+        content = task(job, Peers(0, 0, world, device_of(device_type, 0)), rendezvous, count) | {"spec": spec}
+        command = [*srun, sys.executable, "-m", "distill_energy.train.node"]
+        self.start(command, content, _environment(device_type, count), patience_s=NODE_PATIENCE_S)
+
+    def start(
+        self, command: list[str], content: dict[str, Any], environment: dict[str, str], patience_s: float = 10.0
+    ) -> None:
         """Start one; its standard input stays open as a sign of life, its output carries the reason of a failure."""
-        child = subprocess.Popen(
-            [sys.executable, "-m", "distill_energy.train.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
+        self.patience_s = max(self.patience_s, patience_s)
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
         child.stdin.write(json.dumps(content) + "\n")
         child.stdin.flush()
         self.children.append(child)
@@ -176,7 +215,7 @@ class Crew:
                 child.stdin.close()
         for child in self.children:
             try:
-                child.wait(10)
+                child.wait(self.patience_s)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()

@@ -14,7 +14,7 @@ from ..store import atomic
 from .job import Job, Peers
 from .loop import Loop
 from .memory import keep_freed_memory, out_of_memory
-from .processes import check_processes, device_of, group
+from .processes import check_processes, device_of, group, nodes_of
 from .setup import Setup
 from .state import State
 from .trajectory import write_trajectory
@@ -34,14 +34,15 @@ def train(ctx: Any) -> dict[str, Any]:
         joules_before=joules_of_earlier_attempts(ctx.spec.attempts),
         peers=Peers(device=device_of(device_type, 0)),
     )
-    count = job.training.get("processes") or 1
+    count, nodes = job.training.get("processes") or 1, nodes_of(job.training)
     check_processes(count, device_type)
+    if device_type == "cpu":
+        keep_freed_memory()
     try:
-        if count == 1:
-            if device_type == "cpu":
-                keep_freed_memory()
+        if count * nodes == 1:
             return fit(job, ctx.out)
-        with group(job, count, device_type) as joined:
+        spec = {**ctx.spec.to_json(), "attempts": str(Path(ctx.spec.attempts).resolve())}
+        with group(job, count, device_type, nodes, spec) as joined:
             return fit(joined, ctx.out)
     except (RuntimeError, MemoryError) as error:
         message = out_of_memory(job, error)

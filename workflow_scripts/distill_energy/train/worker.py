@@ -9,9 +9,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from .job import Job, Peers
+
+#: Seconds to end by itself after the parent is gone or done.
+PATIENCE_S = 5.0
 
 
 class NoMeter:
@@ -31,9 +35,15 @@ class NoMeter:
 def main() -> int:
     """Train as one of several. Returns the exit status; a reason for failing is the last line of standard output."""
     content = json.loads(sys.stdin.readline())
-    done = threading.Event()
-    threading.Thread(target=_end_with_parent, args=(done,), daemon=True).start()
-    job = Job(
+    done = end_with_parent()
+    status = take_part(content)
+    done.set()
+    return status
+
+
+def job_of(content: dict[str, Any]) -> Job:
+    """The job that a peer was told (see ``processes.task``)."""
+    return Job(
         params=content["params"],
         inputs={role: Path(path) for role, path in content["inputs"].items()},
         work=Path(content["work"]),
@@ -43,15 +53,22 @@ def main() -> int:
         version=content["version"],
         peers=Peers(**content["peers"]),
     )
+
+
+def take_part(content: dict[str, Any]) -> int:
+    """Train to the end with the others; prints the reason if it fails for one that has a name."""
     import torch
 
     from .loop import Loop
-    from .memory import out_of_memory
+    from .memory import keep_freed_memory, out_of_memory
     from .processes import join
     from .setup import Setup
 
+    job = job_of(content)
+    if job.peers.device == "cpu":
+        keep_freed_memory()
     try:
-        join(job.peers, content["rendezvous"])
+        join(job.peers, content["rendezvous"], content["count"])
         loop = Loop(job, Setup(job))
         loop.run()
         loop.final_weights()
@@ -65,15 +82,22 @@ def main() -> int:
             raise
         print(message, flush=True)
         return 1
-    done.set()
     torch.distributed.destroy_process_group()
     return 0
 
 
-def _end_with_parent(done: threading.Event) -> None:
-    """Standard input closes when the parent ends, however it ends."""
-    sys.stdin.read()
-    if not done.wait(5):
+def end_with_parent() -> threading.Event:
+    """Watch standard input, which closes when the parent ends, however it ends. Set the event when all is done."""
+    done = threading.Event()
+    threading.Thread(target=_watch_parent, args=(done,), daemon=True).start()
+    return done
+
+
+def _watch_parent(done: threading.Event) -> None:
+    # The descriptor itself: a buffered reader would hold a lock that the interpreter wants at its end.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    if not done.wait(PATIENCE_S):
         os._exit(1)
 
 
