@@ -46,4 +46,4 @@ def completion(text: str, top: dict[str, float] | None = None) -> tuple[int, dic
     if top:
         best = [{"token": token, "logprob": value} for token, value in top.items()]
         choice["logprobs"] = {"content": [{**best[0], "top_logprobs": best}]}
-    return 200, {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 2}}
+    return 200, {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}}

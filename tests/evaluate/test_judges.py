@@ -163,6 +163,38 @@ def test_length_only_rate_recovers_the_rate_at_equal_length():
     assert alpaca.length_only_win_rate([1.0, 0.0], [5, -5]) == pytest.approx(0.5, abs=1e-6)
 
 
+def test_package_asks_our_judge(session, reference):
+    """alpaca_eval's own prompt and order, a server that always prefers the model's answer with 0.9."""
+    pytest.importorskip("alpaca_eval")
+    outputs = {row["output"] for row in REFERENCE}
+
+    def judge(body):
+        text = body["messages"][-1]["content"]
+        first = text.split('"model_identifier": "m",')[1].split('"model_identifier": "M"')[0]
+        better = "M" if any(output in first for output in outputs) else "m"
+        return completion(better, {better: math.log(0.9), "mM"[better == "m"]: math.log(0.1)})
+
+    with chat_server(judge) as (url, received):
+        params = alpaca_params(
+            reference, {"kind": "openai", "model": "own", "base_url": url, "prompt_version": "alpaca_eval"}
+        )
+        result = alpaca.alpaca_eval(session, "b", params)
+    assert [item.score for item in result.items] == pytest.approx([0.9] * 3)
+    assert len(received) == 3 == result.facts["judge_requests"] and received[0]["model"] == "own"
+    assert "alpaca_eval" in result.notes and "length_only_win_rate" in result.facts
+
+
+def test_package_absent_is_one_line(session, reference, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "alpaca_eval", None)
+    judge = {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:9", "prompt_version": "alpaca_eval"}
+    with pytest.raises(UserError, match="needs the package alpaca_eval"):
+        alpaca.alpaca_eval(session, "b", alpaca_params(reference, judge))
+    with pytest.raises(UserError, match=r"judge\.prompt_version '7' is not one of 1"):
+        alpaca.alpaca_eval(session, "b", alpaca_params(reference, {**judge, "prompt_version": "7"}))
+
+
 def test_reference_without_output_is_one_line(reference, tmp_path):
     data = tmp_path / "data.json"
     data.write_text(json.dumps([{"instruction": "Name a tree."}]))

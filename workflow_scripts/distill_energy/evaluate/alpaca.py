@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import judges
+from . import alpaca_package, judges
 from .generate import generate
 from .result import Item, Result, summarise
 from .session import Session
@@ -28,19 +28,29 @@ def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
     """
     pairs = load(params, name)
     judge_params = params["judge"]
-    prompt = judges.template("pairwise", judge_params["prompt_version"])
+    version, folder = judge_params["prompt_version"], session.scratch(name)
+    packaged = version == alpaca_package.PROMPT_VERSION
+    if packaged and judge_params["kind"] != "openai":
+        raise UserError(f"evaluation.benchmarks.{name}.judge: the package alpaca_eval needs an endpoint (kind openai)")
+    prompt = "" if packaged else judges.template("pairwise", version)
     with session.phase(name):
         ids = [session.prompt_ids(instruction) for instruction, _ in pairs]
         answers = generate(session, ids, params["max_new_tokens"], seed=params["seed"])
-    shown = [
-        (instruction, answer.text, reference) for (instruction, reference), answer in zip(pairs, answers, strict=True)
-    ]
+    shown = [(text, answer.text, reference) for (text, reference), answer in zip(pairs, answers, strict=True)]
+    notes = f"own judge prompt {version}, judge {judge_params['model']}: not the leaderboard's rate"
+    controlled = None
     with judges.opened(session, judge_params) as judge:
-        ask = _by_endpoint if isinstance(judge, judges.Endpoint) else _by_likelihood
-        wins = ask(judge, prompt, shown, params["seed"])
+        if packaged:
+            wins, notes, controlled = alpaca_package.annotate(judge, shown, params["seed"], folder)
+        else:
+            ask = _by_endpoint if isinstance(judge, judges.Endpoint) else _by_likelihood
+            wins = ask(judge, prompt, shown, params["seed"])
     facts = judges.facts(session, judge_params, judge)
     differences = [len(answer) - len(reference) for _, answer, reference in shown]
-    corrected = length_only_win_rate(wins, differences)
+    if controlled is None:
+        facts["length_only_win_rate"] = length_only_win_rate(wins, differences)
+    else:
+        facts["length_controlled_win_rate"] = controlled
     items = [
         Item(
             f"alpaca-{number}",
@@ -55,23 +65,17 @@ def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
             zip(pairs, answers, wins, differences, strict=True)
         )
     ]
-    notes = (
-        f"own judge prompt {judge_params['prompt_version']}, judge {judge_params['model']}: not the leaderboard's rate"
-    )
     if judge_params["kind"] == "local":
         notes += "; a likelihood judge is a proxy, outside Q"
-    return summarise(items, 0.0, notes, length_only_win_rate=corrected, **facts)
+    return summarise(items, 0.0, notes, **facts)
 
 
 def read_list(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     """A JSON list or JSON lines of objects with the ``needed`` fields. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.split("\n") if x.strip()]
-        )
+        whole = text.lstrip().startswith("[")
+        rows = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
     for number, row in enumerate(rows, 1):
