@@ -1,6 +1,12 @@
 """What it would cost, before it is spent; and beside the measurement, after. The published table, replayed."""
 
 
+localrules:
+    forecast,
+    forecast_check,
+    paper,
+
+
 rule forecast:
     input:
         [ancient(node.sidecar) for node in plan.of("prerun")],
