@@ -54,6 +54,8 @@ def lay(folder: Path, students: int) -> Path:
     """Copy the workflow with no-op stages into ``folder``; returns the configuration's path."""
     shutil.copy(REPO / "Snakefile", folder)
     shutil.copytree(REPO / "rules", folder / "rules")
+    for name in ("configs", "envs"):
+        (folder / name).symlink_to(REPO / name)
     scripts = folder / "workflow_scripts"
     scripts.mkdir()
     (scripts / "distill_energy").symlink_to(REPO / "workflow_scripts" / "distill_energy")
@@ -98,14 +100,12 @@ def measure(students: int, jobs: int, plan_only: bool) -> dict[str, Any]:
         config = lay(folder, students)
         report: dict[str, Any] = {"students": students, "planner": planning(config)}
         stages = report["planner"]["stages"]
-        targets = folder / "targets"
-        base = [sys.executable, "-m", "snakemake", "--configfile", config.name, "--cores", str(jobs), "--quiet", "all"]
-        # the sidecars of evaluation imply every stage; the figures would need real ones
+        base = [sys.executable, "-m", "snakemake", "--configfile", config.name, "--cores", str(jobs), "--quiet", "progress"]
+        # every sidecar instead of the figures, which would need real ones
         (folder / "rules" / "aggregate.smk").write_text("rule sidecars:\n    input: plan.sidecars\n")
         snakefile = (folder / "Snakefile").read_text()
         (folder / "Snakefile").write_text(snakefile.split("rule all:")[0])
         base += ["--", "sidecars"]
-        del targets
         report["dry_run"] = timed([*base[:-2], "--dry-run", *base[-2:]], folder)
         if not plan_only:
             # one thread a job, or each would take all cores; the meter's limit is lifted, since nothing is measured
