@@ -33,6 +33,9 @@ def generate(root: Path, count: int, seeds: int = 2, items: int = 150) -> int:
     sys.path.insert(0, str(REPO / "tests" / "accounting"))
     import factory
 
+    from distill_energy.store import atomic
+
+    atomic.sync_file = atomic.sync_folder = lambda _: None  # a generated campaign need not survive a power cut
     students = max(1, round((count - 7) / (1 + 3 * seeds * 2)))
     base = list(factory.STUDENTS.values())
     for index in range(students):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Score:
     n: int | None = None
     status: str = "ok"
     reason: str | None = None
-    items: Mapping[str, float] | None = None
+    items: Any = None  # Items, or a mapping of item id → score
 
 
 @dataclass(frozen=True)
@@ -48,27 +49,46 @@ class Quality:
     replicates: Any = field(default=None, repr=False, compare=False)  # bootstrap draws of Q, shape (draws,)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
+class Items:
+    """Scores of a benchmark's items, sorted by id: one shared tuple of ids and an array, so that thousands fit."""
 
-    return pq.ParquetFile(path).read().to_pylist()
+    __slots__ = ("ids", "values")
+
+    def __init__(self, ids: Sequence[str], values) -> None:
+        import numpy as np
+
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        self.ids = _shared(tuple(ids[i] for i in order))
+        self.values = np.asarray(values, dtype=np.float32)[order]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+_IDS: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+
+def _shared(ids: tuple[str, ...]) -> tuple[str, ...]:
+    return _IDS.setdefault(ids, ids)
+
+
+def _items(score: Score) -> Items | None:
+    if score.items is None or isinstance(score.items, Items):
+        return score.items
+    return Items(list(score.items), list(score.items.values()))
 
 
 def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
     """Scores of an evaluation artifact by benchmark. A missing or unreadable file gives an empty mapping."""
+    import pyarrow.parquet as pq
+
     folder = Path(folder)
     try:
-        rows = _read(folder / "scores.parquet")
+        with pq.ParquetFile(folder / "scores.parquet") as file:
+            rows = file.read().to_pylist()
     except Exception:
         return {}
-    by_item: dict[str, dict[str, float]] = {}
-    if items:
-        try:
-            for row in _read(folder / "items.parquet"):
-                if row.get("score") is not None:
-                    by_item.setdefault(row["benchmark"], {})[str(row["item_id"])] = float(row["score"])
-        except Exception:
-            by_item = {}
+    by_item = _read_items(folder / "items.parquet") if items else {}
     return {
         row["benchmark"]: Score(
             row["benchmark"],
@@ -82,6 +102,24 @@ def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
         )
         for row in rows
     }
+
+
+def _read_items(path: Path) -> dict[str, Items]:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=["benchmark", "item_id", "score"], use_threads=False)
+    except Exception:
+        return {}
+    groups: dict[str, tuple[list[str], list[float]]] = {}
+    names, ids, scores = (table.column(c).to_pylist() for c in ("benchmark", "item_id", "score"))
+    for name, item, score in zip(names, ids, scores, strict=True):
+        if score is not None:
+            kept = groups.setdefault(name, ([], []))
+            kept[0].append(str(item))
+            kept[1].append(score)
+    return {name: Items(*kept) for name, kept in groups.items()}
 
 
 def above_chance(score: Score) -> bool:
@@ -206,7 +244,7 @@ def _replicates(runs, teacher, used, draws: int, seed: int, salt: str):
     known = True
     for name in used:
         models = [teacher[name], *(run[name] for run in runs)]
-        drawn, ok = _drawn_scores(models, draws, _generator(seed, name), _generator(seed, name, salt))
+        drawn, ok = _drawn_scores(models, draws, seed, salt)
         known &= ok
         # A teacher's replicate near zero would explode the ratio; such a benchmark was refused as unusable above.
         total += drawn[:, 1:] / np.maximum(drawn[:, :1], 1e-9)
@@ -216,22 +254,43 @@ def _replicates(runs, teacher, used, draws: int, seed: int, salt: str):
     picks = _generator(seed, "seeds", salt).integers(0, n, size=(draws, n))
     centre = per_run.mean(axis=1, keepdims=True)
     widened = centre + (per_run - centre) * math.sqrt(n / (n - 1))
-    return np.take_along_axis(widened, picks, axis=1).mean(axis=1), known
+    return np.take_along_axis(widened, picks, axis=1).mean(axis=1).astype(np.float32), known
 
 
-def _drawn_scores(models: Sequence[Score], draws: int, shared_rng, own_rng):
+def _drawn_scores(models: Sequence[Score], draws: int, seed: int, salt: str):
     """Replicated scores of one benchmark, shape (draws, models; the teacher first), centred on the reported scores."""
     import numpy as np
 
-    reported = np.array([m.score for m in models])
-    if all(m.items for m in models):
-        items = sorted(models[0].items)
-        if len(items) >= 2 and all(m.items.keys() == models[0].items.keys() for m in models):
-            table = np.array([[m.items[i] for i in items] for m in models])  # models × items
-            counts = shared_rng.multinomial(len(items), np.full(len(items), 1 / len(items)), size=draws)
-            means = counts @ table.T / len(items)
-            return reported + (means - table.mean(axis=1)), True
+    reported = np.array([m.score for m in models], dtype=float)
+    items = [_items(m) for m in models]
+    if all(i is not None and len(i) >= 2 and i.ids == items[0].ids for i in items):
+        table = np.stack([i.values for i in items], axis=1)  # items × models
+        return reported + (_resampled(table, draws, seed, models[0].benchmark) - table.mean(axis=0)), True
+    shared_rng, own_rng = _generator(seed, models[0].benchmark), _generator(seed, models[0].benchmark, salt)
     errors = np.array([m.stderr if m.stderr is not None else 0.0 for m in models])
     known = all(m.stderr is not None for m in models)
     noise = np.column_stack([shared_rng.standard_normal(draws), own_rng.standard_normal((draws, len(models) - 1))])
     return reported + noise * errors, known
+
+
+def _resampled(table, draws: int, seed: int, benchmark: str):
+    """Means of ``table`` (items × models) over items drawn with replacement, shape (draws, models)."""
+    import numpy as np
+
+    counts = _counts(draws, len(table), seed, benchmark)
+    means = np.empty((draws, table.shape[1]))
+    for start in range(0, draws, 250):  # by parts: thousands of items as floats at once would be large
+        means[start : start + 250] = counts[start : start + 250].astype(np.float32) @ table
+    return means / len(table)
+
+
+@lru_cache(maxsize=32)
+def _counts(draws: int, items: int, seed: int, benchmark: str):
+    """How often each item is drawn in each replicate, shape (draws, items). Shared by all groups, which pairs them."""
+    import numpy as np
+
+    rng = _generator(seed, benchmark)
+    counts = np.empty((draws, items), dtype=np.uint8)
+    for row in counts:
+        row[:] = np.bincount(rng.integers(0, items, size=items), minlength=items)
+    return counts

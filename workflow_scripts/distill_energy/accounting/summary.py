@@ -11,10 +11,10 @@ from typing import Any
 
 from . import inference, pareto, quality, trajectory
 from .breakeven import JOULES_PER_KWH, BreakEven, n_star, t_star
-from .graph import TEACHER, Provenance
+from .graph import TEACHER
 from .intervals import Estimate, mean_interval
 from .labels import group_labels, pipeline_name
-from .ledger import OUTSIDE, key_of, provenance
+from .ledger import key_of, provenance
 from .options import Options
 from .runs import Row, Run, build_runs
 
@@ -106,7 +106,8 @@ def summarise(rows: Sequence[Row], options: Options | None = None) -> list[dict[
             draws=options.bootstrap,
             salt=group.name,
         )
-    summary = [_row(group, groups, teachers, rows, source, options) for group in groups.values()]
+    families = _families(rows)
+    summary = [_row(group, groups, teachers, families, options) for group in groups.values()]
     finish(summary)
     return summary
 
@@ -151,7 +152,7 @@ def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:
     row[f"{name}_high_kwh"] = kwh(estimate.high)
 
 
-def _row(group: Group, groups, teachers, rows, source: Provenance, options: Options) -> dict[str, Any]:
+def _row(group: Group, groups, teachers, families, options: Options) -> dict[str, Any]:
     first, runs, q = group.first, group.runs, group.quality
     base = _baseline(group, groups, options)
     row: dict[str, Any] = {
@@ -185,7 +186,7 @@ def _row(group: Group, groups, teachers, rows, source: Provenance, options: Opti
     }
     row |= _break_even(group, base, options)
     row |= _tokens_to_serve(group, base, groups, teachers, options)
-    row |= _sweep(group, rows, source)
+    row |= _sweep(families[_family(group.first)])
     return row
 
 
@@ -359,17 +360,21 @@ def _t_columns(result: BreakEven, reference, cell, theirs, ours) -> dict[str, An
     }
 
 
-def _sweep(group: Group, rows: Sequence[Row], source: Provenance) -> dict[str, Any]:
-    """Energy of every training and evaluation of this pipeline and student, all settings, wasted attempts too."""
-    first = group.first
-    same = ("teacher", "dataset", "pipeline", "student")
-    members = [
-        r
-        for r in rows
-        if r["stage"] in ("student_training", "evaluation")
-        and r["status"] not in OUTSIDE
-        and all(r[k] == first[k] for k in same)
-    ]
+def _family(row: Row) -> tuple:
+    return tuple(row[k] for k in ("teacher", "dataset", "pipeline", "student"))
+
+
+def _families(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
+    """Trainings and evaluations by teacher, data set, pipeline and student: all settings, all attempts."""
+    families: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] in ("student_training", "evaluation") and row["status"] != "duplicate":
+            families[_family(row)].append(row)
+    return families
+
+
+def _sweep(members: Sequence[Row]) -> dict[str, Any]:
+    """Energy of every training and evaluation of one pipeline and student, all settings, wasted attempts too."""
     energies = [r["total_j"] for r in members]
     wasted = [r["wasted_j"] for r in members]
     trained = {key_of(r) for r in members if r["stage"] == "student_training" and r["status"] != "orphan"}
