@@ -20,8 +20,8 @@ def _answered(session: Session, name: str, family: str, params: dict[str, Any]) 
 
 
 def arithmetic(session: Session, name: str, params: dict[str, Any]) -> Result:
-    """Share of sums whose last number is the right one. Chance: 0."""
-    from ..data.checks import last_number
+    """Share of sums whose stated number (first line: after ``=`` or ``is``) is the right one. Chance: 0."""
+    from ..data.checks import stated_number
 
     rows = [
         Item(
@@ -29,7 +29,7 @@ def arithmetic(session: Session, name: str, params: dict[str, Any]) -> Result:
             item["prompt"],
             item["answer"],
             done.text,
-            float(last_number(done.text) == item["answer"]),
+            float(stated_number(done.text) == item["answer"]),
             done.tokens,
             {"finish": done.finish},
         )

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .prefix import cache_argument, cache_of
+from .prefix import cache_argument, cache_of, is_plain
 from .result import Result
 from .session import Session
 
@@ -98,9 +98,10 @@ def _decode(session: Session, cache, token, length: int, steps: int) -> None:
 
 def _fresh(cache, length: int):
     """The cache as the prefill left it: cropped in place, or a copy where its kind cannot be cropped."""
-    if cache.get_seq_length() == length:
-        return cache if hasattr(cache, "crop") else copy.deepcopy(cache)
-    cache.crop(length - cache.get_seq_length())  # a negative number: tokens to remove
+    if not is_plain(cache):
+        return copy.deepcopy(cache)
+    if cache.get_seq_length() > length:
+        cache.crop(length - cache.get_seq_length())  # a negative number: tokens to remove
     return cache
 
 

@@ -33,6 +33,14 @@ def cache_of(output: Any) -> Any:
     return output["cache"] if "cache" in output else output["past_key_values"]
 
 
+def is_plain(cache: Any) -> bool:
+    """Whether every layer of a cache keeps every position (no sliding window, no recurrent state)."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
 class Prefixed:
     """Runs batches of rows after their common beginning, which is computed once."""
 
@@ -48,6 +56,9 @@ class Prefixed:
         ids = torch.tensor([rows[0][: self.length]], device=session.device)
         session.count(processed=self.length)
         self.cache = cache_of(session.decoder(input_ids=ids, use_cache=True))
+        if not is_plain(self.cache):
+            # A sliding window counts the padding between the common beginning and the rest as positions.
+            self.length = 0
 
     def run(self, rows: Sequence[Sequence[int]], left: bool = False, keep: bool = False):
         """(hidden states (rows, width, hidden), mask (rows, length + width), cache or None).
