@@ -162,3 +162,10 @@ def test_a_tokenizer_without_template_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no chat template"):
         load_tokenizer({"source": "folder", "path": str(tmp_path)}, {})
+
+
+def test_a_tokenizer_may_come_from_elsewhere(tmp_path, random_folder):
+    load_model(RANDOM, {}).save_pretrained(tmp_path)  # a base model: no tokenizer of its own
+    spec = {"source": "folder", "path": str(tmp_path), "tokenizer": str(random_folder / "model")}
+    assert load_tokenizer(spec, {}).get_vocab() == load_tokenizer(RANDOM, {}).get_vocab()
+    assert load_tokenizer({"source": "pruned", "of": spec, "layers": 2}, {}).chat_template

@@ -15,7 +15,10 @@ class HubModel(Section):
     source: Literal["hub"]
     id: str
     revision: str | None = None
-    parameters: int | None = Field(None, gt=0)  # for the forecast only
+    parameters: int | None = Field(None, gt=0, description="for the forecast only")
+    tokenizer: str | None = Field(
+        None, description="hub id or folder of another tokenizer, for a base model whose own has no chat template"
+    )
 
 
 class FolderModel(Section):
@@ -23,7 +26,10 @@ class FolderModel(Section):
 
     source: Literal["folder"]
     path: str
-    parameters: int | None = Field(None, gt=0)
+    parameters: int | None = Field(None, gt=0, description="for the forecast only")
+    tokenizer: str | None = Field(
+        None, description="hub id or folder of another tokenizer, for a base model whose own has no chat template"
+    )
 
 
 class GgufModel(Section):

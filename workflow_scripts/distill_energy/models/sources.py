@@ -124,7 +124,10 @@ def load_model(
 
 
 def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
-    """Load the tokenizer, with a chat template and a pad token. Padding side is the caller's to set."""
+    """Load the tokenizer, with a chat template and a pad token. Padding side is the caller's to set.
+
+    ``spec["tokenizer"]`` names another one: base models often have no chat template, their tuned relatives do.
+    """
     from transformers import AutoTokenizer
 
     quiet()
@@ -134,7 +137,12 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
         from .tiny import tiny_tokenizer
 
         return tiny_tokenizer(spec.get("vocabulary", 384))
-    name, kwargs = folder_of(spec, inputs)
+    if spec.get("tokenizer"):
+        name, kwargs = str(Path(spec["tokenizer"]).expanduser()), {"local_files_only": True}
+        if not (Path(name) / "tokenizer_config.json").is_file():
+            name, kwargs = folder_of({"source": "hub", "id": spec["tokenizer"]}, {})
+    else:
+        name, kwargs = folder_of(spec, inputs)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
