@@ -144,7 +144,7 @@ def test_another_teachers_shards_are_not_taken(tmp_path):
 def test_unreadable_data_is_one_line(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match="train.parquet: cannot be read"):
+    with pytest.raises(UserError, match=r"train\.parquet: cannot be read"):
         main(context(tmp_path, {}))
 
 

@@ -252,6 +252,7 @@ def encode_example(teacher: Teacher, spec, examples: Examples, i: int, states):
     """Packed rows of example i from the hidden states [n, H] that predict its labels."""
     import numpy as np
 
+    from ..errors import UserError
     from .cache.codec import pack
     from .cache.encode import concatenate, encode_rows, uniforms
 
@@ -262,7 +263,10 @@ def encode_example(teacher: Teacher, spec, examples: Examples, i: int, states):
         chunk = slice(at, at + CHUNK_ROWS)
         logits = teacher.logits(states[chunk])
         parts.append(encode_rows(logits, spec, u[chunk], labels[chunk].to(logits.device)))
-    return pack(concatenate(parts), spec)
+    rows = concatenate(parts)
+    if not np.isfinite(rows.stats["loss"]).all():
+        raise UserError(f"teacher: its loss on example {examples.ids[i]!r} is not finite (dtype {teacher.dtype}?)")
+    return pack(rows, spec)
 
 
 def _audited(todo: list[int], n_labels: list[int], count: int) -> set[int]:

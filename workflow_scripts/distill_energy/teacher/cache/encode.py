@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .spec import CacheSpec
 
-_MASK = (1 << 64) - 1
+FLOOR = 200.0  # nats below the largest logit; exp(−200) is 0 in fp32
 
 
 def uniforms(seed: int, example_id: str, n: int) -> "np.ndarray":
@@ -86,6 +86,8 @@ def _encode(x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "to
     import torch
 
     r = x.shape[0]
+    # Masked tokens (−∞) become merely impossible, so that no difference of infinities arises.
+    x = torch.maximum(x, x.amax(-1, keepdim=True) - FLOOR)
     log_z = torch.logsumexp(x, -1, keepdim=True)  # at T = 1
     if spec.head:
         top, head_ids = torch.topk(x, spec.head, dim=-1)

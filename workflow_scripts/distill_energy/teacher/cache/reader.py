@@ -32,7 +32,7 @@ class Shard:
         self.path = path
         try:
             self.file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
-            metadata = self.file.schema_arrow.metadata or {}
+            metadata = self.file.metadata.metadata or {}
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: shard is corrupt or truncated ({error})") from None
         self.footer = parse_footer(metadata.get(FOOTER_KEY), path)
@@ -43,8 +43,12 @@ class Shard:
         """One row group as a table. Raises UserError naming the shard."""
         import pyarrow as pa
 
+        columns = columns or _COLUMNS
         try:
-            return self.file.read_row_group(group, columns=columns or _COLUMNS, use_threads=False)
+            table = self.file.read_row_group(group, columns=columns, use_threads=False)
+            if table.column_names != columns:
+                raise ValueError(f"columns {table.column_names}")
+            return table
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{self.path}: shard is corrupt or truncated ({error})") from None
 

@@ -77,6 +77,6 @@ def teacher_weights(
         ).logsumexp(0)
         raw = x / temperature - log_pi + torch.log(counts.to(x.dtype))  # log 0 = −∞: padding
         share = torch.softmax(raw, 1)
-        share = torch.where(counts > 0, share, torch.zeros_like(share))  # a row without a tail
+        share = torch.nan_to_num(share, nan=0.0)  # a row whose tail is empty or beyond what is stored
         weights = torch.cat([weights[:, :k], share * torch.exp(log_tail_mass)[:, None]], 1)
     return weights, logp, log_tail_mass

@@ -161,7 +161,6 @@ class CacheWriter:
         schema = pa.schema([pa.field(n, t, nullable=False) for n, t in zip(columns, types, strict=True)])
         payload = [sum(len(columns[name][i]) for name in ("head", "tail", "lse")) for i in range(stop - start)]
         content = {**self._head(index), "payload_bytes": sum(payload), "stats": stats.to_json()}
-        schema = schema.with_metadata({FOOTER_KEY: footer_bytes(content)})
         path = self.folder / shard_name(index)
         with (
             replacing(path) as temporary,
@@ -172,11 +171,13 @@ class CacheWriter:
                 use_dictionary=False,
                 write_statistics=["id"],
                 write_page_checksum=True,
+                store_schema=False,  # a second copy of the footer
             ) as writer,
         ):
             for group in _row_groups(payload):
                 arrays = [pa.array(columns[f.name][group], f.type) for f in schema]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            writer.add_key_value_metadata({FOOTER_KEY: footer_bytes(content)})
         if index in self.missing:
             self.missing.remove(index)
         return path
