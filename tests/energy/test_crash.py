@@ -183,6 +183,47 @@ def test_children_that_keep_the_pipe_open_do_not_keep_the_attempt_open(gpus, tmp
             os.kill(child, signal.SIGKILL)
 
 
+def test_stage_that_replaces_itself_is_measured_to_its_end(gpus, tmp_path):
+    """``exec`` closes the pipe, and the work goes on in the same process."""
+    gpus.add(Power("const", 300.0))
+    program = STAGE.replace(
+        "    with meter.phase", "    import os; os.execvp('sleep', ['sleep', '1.5'])\n    with meter.phase", 1
+    )
+    stage = subprocess.Popen([sys.executable, "-c", program, tmp_path / "a", "60"], stdout=subprocess.PIPE, text=True)
+    sampler = int(stage.stdout.readline().split()[1])
+    stage.wait()
+    assert gone(sampler)
+    (attempt,) = attempts_of(tmp_path / "a")
+    assert attempt.wall_s > 1.4
+    assert attempt.components[0].gross_j == pytest.approx(
+        gpus.truth(0, attempt.start_mono_s, attempt.end_mono_s), rel=0.01
+    )
+
+
+def test_files_of_the_stage_folder_do_not_shadow_ours(gpus, tmp_path, monkeypatch):
+    gpus.add(Power("const", 300.0))
+    for name in ("json.py", "select.py", "random.py"):
+        (tmp_path / name).write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    with Meter(tmp_path / "a", MeterConfig(INTERVAL, cpu="off")) as meter:
+        pass
+    assert meter.attempt.outcome == "completed"
+
+
+def test_codecarbon_that_dies_is_not_taken_for_an_idle_cpu(tmp_path, monkeypatch):
+    from distill_energy.energy import attempts as module
+
+    monkeypatch.setattr(module, "ESTIMATOR_LATE_S", 1.5)
+    with Meter(tmp_path / "a", MeterConfig(0.2, gpu=False, powercap=str(tmp_path / "none"))) as meter:
+        time.sleep(0.5)
+        sampler = meter._sampler.pid
+        (worker,) = Path(f"/proc/{sampler}/task/{sampler}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+        time.sleep(3)
+    cpu = next(c for c in meter.attempt.components if c.component == "cpu")
+    assert cpu.gross_j is None and cpu.in_total and "silent" in cpu.reason and "ended early" in cpu.reason
+
+
 def test_killed_attempts_are_folded_as_wasted(gpus, tmp_path):
     gpus.add(Power("const", 200.0))
     for _ in range(2):

@@ -273,10 +273,17 @@ def rapl_energy(
     return result
 
 
-def estimate_energy(samples: Sequence[Sample], method: str, checks: Sequence[tuple[float, float]] = ()) -> Energy:
+def estimate_energy(
+    samples: Sequence[Sample],
+    method: str,
+    checks: Sequence[tuple[float, float]] = (),
+    end: float | None = None,
+    late_s: float = math.inf,
+) -> Energy:
     """A running total that something else keeps (J). No bound is known for an estimate.
 
-    ``checks``: the same model over the CPU time that the kernel kept, (t, J). They are compared over the checks' span.
+    ``checks``: the same model over the CPU time that the kernel kept, (t, J), compared over their own span. An
+    estimator that fell silent more than ``late_s`` before ``end`` leaves the rest unknown: null.
     """
     points = [(t, c) for t, c, _ in samples if c is not None]
     result = Energy(times=[t for t, _ in points], method=method)
@@ -295,6 +302,11 @@ def estimate_energy(samples: Sequence[Sample], method: str, checks: Sequence[tup
         result.curve_t.append(t)
         result.curve_j.append(carried + c - base)
     result.gross_j = result.curve_j[-1]
+    if end is not None and end - points[-1][0] > late_s:
+        result.flags.append("lost_device")
+        result.reason = f"silent {end - points[-1][0]:.1f} s before the end; {result.gross_j:.1f} J until then"
+        result.gross_j = None
+        return result
     if len(checks) > 1:
         _check_estimate(result, checks)
     return result

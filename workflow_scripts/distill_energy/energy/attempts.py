@@ -16,6 +16,7 @@ from .running import in_total
 #: Records that the disk refused, by journal: this process knows more than the file says.
 UNSAVED: dict[Path, list[dict[str, Any]]] = {}
 
+ESTIMATOR_LATE_S = 10.0  # CodeCarbon measures each second; after so long it is dead, not late
 ABANDONED_S = 60.0  # a journal on another host that was not written for so long has no writer any more
 
 
@@ -137,11 +138,11 @@ class Window:
                 checks.append((t, value[4]))
         if not samples:
             return account.Energy(reason="no sample was taken")
-        if device["kind"] == "codecarbon":
-            return account.estimate_energy(samples, "codecarbon_process", checks)
         if self.ticks[-1]["t"] < self.stop:  # the sampler died before the stage
             samples.append((self.stop, None, None))
-        if device["kind"] == "rapl":
+        if device["kind"] == "codecarbon":
+            energy = account.estimate_energy(samples, "codecarbon_process", checks, self.stop, ESTIMATOR_LATE_S)
+        elif device["kind"] == "rapl":
             energy = account.rapl_energy(
                 samples, self.interval, device.get("range"), device["limit_w"], device["unit"], shares
             )

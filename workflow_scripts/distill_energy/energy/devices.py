@@ -58,7 +58,7 @@ class CodeCarbonProcess:
 
     def __init__(self, pid: int, seconds: float, timeout_s: float = 60.0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distill_energy.energy.codecarbon_worker", str(pid), str(seconds)],
+            [sys.executable, "-P", "-m", "distill_energy.energy.codecarbon_worker", str(pid), str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -138,7 +138,7 @@ class CodeCarbonPart:
 
     def sample(self) -> Reading:
         latest = self.worker.latest
-        if latest is None:
+        if latest is None or (self.worker.problem and not latest.get("final")):
             return [None, None, self.worker.problem or "no value yet"]
         reading = [latest[self.key], None, self.worker.problem, latest["t"]]
         return [*reading, latest.get("check_j")] if self.component == "cpu" else reading

@@ -162,7 +162,7 @@ class Meter:
         }
         with open(self.folder / "sampler.log", "ab") as log:
             self._sampler = subprocess.Popen(
-                [sys.executable, "-m", "distill_energy.energy.sampler"],
+                [sys.executable, "-P", "-m", "distill_energy.energy.sampler"],  # -P: no module of the stage's folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -26,7 +26,8 @@ class RunningTotal:
 
     def _lost(self, index: int, t: float) -> bool:
         last = self.last[index]
-        return last is None or (self.devices[index]["kind"] != "codecarbon" and t - last[0] > self.lost_s)
+        patience = max(self.lost_s, 10.0) if self.devices[index]["kind"] == "codecarbon" else self.lost_s
+        return last is None or t - last[0] > patience
 
     def _step(self, index: int, device: dict[str, Any], t: float, value: list[Any], share: float) -> None:
         counter, power = value[0], value[1]

@@ -214,7 +214,11 @@ def run(sampler: Sampler, source: int, reply: Any) -> None:
                 if due is None and sampler.started is not None:
                     due = sampler.deadline()
             if not chunk:
-                break
+                if stage is None:
+                    break
+                # Our input ends before the stage does where the stage replaced itself (exec) or closed its
+                # descriptors: it still works, so we still measure.
+                poll.unregister(source)
         elif stage is not None and stage in ready:
             break
         if due is not None and time.monotonic() >= due:
