@@ -82,6 +82,19 @@ def test_gsm8k_counts_tokens_and_reads_the_last_number(session):
     assert "2-shot, published as 5-shot" in result.notes
 
 
+def test_harness_tokens_are_exact(session):
+    """What the harness feeds: each question with its continuation but the last token, once for all four; padding apart."""
+    data = SAMPLES / "mmlu" / "mmlu_colors.jsonl"
+    harness.lm_eval(session, "b", params(task="mmlu", data=str(data), few_shot=0, batch_size=3))
+    fed = 0
+    for row in (json.loads(line) for line in data.read_text().splitlines()):
+        options = "".join(f"\n{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True))
+        text = f"{harness_data.description('colors')}{row['question']}{options}\nAnswer:"
+        fed += len(session.encode(text + " A")) - 1
+    assert session.meter.tokens["processed"] == fed
+    assert session.meter.tokens["generated"] == 0 < session.meter.tokens["padding"] < fed
+
+
 def test_gsm8k_scores_a_right_answer(session, monkeypatch):
     """The harness's own filters on given responses: the last number counts, the strict form is kept apart."""
     answers = {"Ann": "3 and 4 make 7 pens", "A box": "#### 30", "Tom": "It is 13."}

@@ -7,8 +7,9 @@ is the one that the suite has loaded; every forward pass goes through ``_countin
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def lm_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
     notes.append(f"chat template {'applied' if chat else 'not applied'}")
     with _quiet(), _instruction_checkers(notes) if task == "ifeval" else contextlib.nullcontext():
         samples = _run(session, name, task, params, local, shots, chat)
-        items = READ[task](samples)
+        items = READ[task](samples, lambda text: len(session.encode(text)))
         chance = CHANCE[task] if task in CHANCE else _trivial_score(samples)
     return summarise(items, chance, "; ".join(notes), few_shot=shots)
 
@@ -137,11 +138,7 @@ def _response(row: dict[str, Any]) -> str:
     return first[0] if isinstance(first, list | tuple) else first
 
 
-def _words(text: str) -> int:
-    return len(text.split())
-
-
-def _gsm8k(samples: list[dict[str, Any]]) -> list[Item]:
+def _gsm8k(samples: list[dict[str, Any]], length: Callable[[str], int]) -> list[Item]:
     by_filter: dict[str, dict[int, dict]] = {}
     for row in samples:
         by_filter.setdefault(row["filter"], {})[row["doc_id"]] = row
@@ -153,14 +150,14 @@ def _gsm8k(samples: list[dict[str, Any]]) -> list[Item]:
             row["doc"]["answer"].split("####")[-1].strip(),
             str(row["filtered_resps"][0]),
             float(row["exact_match"]),
-            _words(_response(row)),
-            {"strict_match": float(strict[key]["exact_match"]), "response": _response(row), "tokens_are": "words"},
+            length(_response(row)),
+            {"strict_match": float(strict[key]["exact_match"]), "response": _response(row)},
         )
         for key, row in sorted(flexible.items())
     ]
 
 
-def _mmlu(samples: list[dict[str, Any]]) -> list[Item]:
+def _mmlu(samples: list[dict[str, Any]], length: Callable[[str], int]) -> list[Item]:
     items = []
     for row in samples:
         likelihoods = [float(r[0][0] if isinstance(r[0], list | tuple) else r[0]) for r in row["resps"]]
@@ -180,7 +177,7 @@ def _mmlu(samples: list[dict[str, Any]]) -> list[Item]:
     return items
 
 
-def _ifeval(samples: list[dict[str, Any]]) -> list[Item]:
+def _ifeval(samples: list[dict[str, Any]], length: Callable[[str], int]) -> list[Item]:
     return [
         Item(
             f"ifeval-{row['doc']['key']}",
@@ -188,12 +185,11 @@ def _ifeval(samples: list[dict[str, Any]]) -> list[Item]:
             ", ".join(row["doc"]["instruction_id_list"]),
             _response(row),
             float(row["prompt_level_strict_acc"]),
-            _words(_response(row)),
+            length(_response(row)),
             {
                 "prompt_level_loose": float(row["prompt_level_loose_acc"]),
                 "instructions_strict": [bool(x) for x in row["inst_level_strict_acc"]],
                 "instructions_loose": [bool(x) for x in row["inst_level_loose_acc"]],
-                "tokens_are": "words",
             },
         )
         for row in samples
@@ -248,7 +244,8 @@ def _instruction_checkers(notes: list[str]) -> Iterator[None]:
     download = nltk.download
     nltk.download = lambda *args, **kwargs: False  # importing the checkers would start a download
     try:
-        from lm_eval.tasks.ifeval import instructions_util as util
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports a download whether there was one or not
+            from lm_eval.tasks.ifeval import instructions_util as util
     finally:
         nltk.download = download
     kept = util.count_sentences, util.nltk
