@@ -83,7 +83,7 @@ def test_gsm8k_counts_tokens_and_reads_the_last_number(session):
 
 
 def test_harness_tokens_are_exact(session):
-    """What the harness feeds: each question with its continuation but the last token, once for all four; padding apart."""
+    """What the harness feeds: a question and its continuation but the last token, once for all four; padding apart."""
     data = SAMPLES / "mmlu" / "mmlu_colors.jsonl"
     harness.lm_eval(session, "b", params(task="mmlu", data=str(data), few_shot=0, batch_size=3))
     fed = 0
