@@ -27,7 +27,7 @@ class Case:
 
     def __init__(self, finished: Workflow, folder: Path, steps: int = STEPS) -> None:
         training = {"max_steps": steps, "eval_every": steps, "checkpoint_every": 10, "patience": 100}
-        config = configuration(training=training, pipelines={"kd": {"kind": "kd", "alpha": 0.3}})
+        config = configuration(training=training, pipelines={"kd": {"kind": "kd", "alpha": 0.3, "temperature": 2.0}})
         config["accounting"] = {"baseline": "kd"}
         config["seeds"] = [7]
         self.workflow = finished.copy_to(folder, config)
