@@ -1,0 +1,93 @@
+"""Training on a CUDA GPU: what the CPU tests cannot show. Skipped without one (``pytest -m gpu`` runs only these)."""
+
+import pytest
+import torch
+
+from distill_energy.errors import UserError
+from tests.train.tiny import CountingMeter, params, run, write_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
+]
+
+WIDE = {"source": "random", "layers": 4, "hidden": 256, "heads": 4, "vocabulary": 8192, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_rows(folder / "data" / "train.parquet", 128, seed=1, longest=64)
+    write_rows(folder / "data" / "validation.parquet", 16, seed=2, longest=64)
+    return {"data": folder / "data"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast", "bf16_stochastic", "bf16"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_learns_in_every_precision(tmp_path, data, precision, packing):
+    results, rows, _ = run(
+        tmp_path, params(model=WIDE, precision=precision, packing=packing, max_steps=40, eval_every=20), data
+    )
+    assert results["precision"] == precision and results["precision_note"] is None
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.3
+
+
+def test_the_gpu_computes_what_the_cpu_does(tmp_path, data, monkeypatch):
+    from distill_energy.train import run as training
+
+    _, there, _ = run(tmp_path / "gpu", params(model=WIDE, max_steps=6), data)
+    monkeypatch.setattr(training.torch.cuda, "is_available", lambda: False)
+    _, here, _ = run(tmp_path / "cpu", params(model=WIDE, max_steps=6), data)
+    assert [r["train_loss"] for r in there] == pytest.approx([r["train_loss"] for r in here], rel=1e-2)
+
+
+def test_resumed_run_goes_on(tmp_path, data):
+    """From the last checkpoint: generators and optimiser states are back on the device."""
+    parameters = params(model=WIDE, max_steps=20, checkpoint_every=6, precision="bf16_stochastic")
+    _, whole, _ = run(tmp_path, parameters, data)
+    _, again, _ = run(tmp_path, parameters, data)
+    assert [r["train_loss"] for r in again] == pytest.approx([r["train_loss"] for r in whole], rel=2e-2)
+
+
+def test_gradient_checkpointing_saves_memory(tmp_path, data):
+    def peak(folder, **changes) -> int:
+        torch.cuda.reset_peak_memory_stats()
+        run(folder, params(model={**WIDE, "layers": 16}, max_steps=2, batch_size=64, **changes), data)
+        return torch.cuda.max_memory_allocated()
+
+    assert peak(tmp_path / "b", gradient_checkpointing=True) < 0.8 * peak(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path, data):
+    _, plain, _ = run(tmp_path / "a", params(model=WIDE, max_steps=4), data)
+    _, compiled, _ = run(tmp_path / "b", params(model=WIDE, max_steps=4, compile=True), data)
+    assert [r["train_loss"] for r in plain] == pytest.approx([r["train_loss"] for r in compiled], rel=1e-2)
+
+
+def test_too_little_memory_is_one_line(tmp_path, data):
+    """The allocator is told to stop early, as it would on a small GPU."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        with pytest.raises(UserError, match=r"out of memory with micro-batches of 64 examples; lower"):
+            run(tmp_path, params(model={**WIDE, "hidden": 1024}, batch_size=64), data)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_more_processes_than_gpus(tmp_path, data):
+    count = torch.cuda.device_count() + 1
+    with pytest.raises(UserError, match=rf"training\.processes is {count}, this host has {count - 1} GPUs"):
+        run(tmp_path, params(processes=count, batch_size=count), data)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_gpus_train_as_one(tmp_path, data, sharding):
+    one_meter, two_meter = CountingMeter(), CountingMeter()
+    _, one, _ = run(tmp_path / "one", params(model=WIDE, max_steps=8), data, one_meter)
+    _, two, _ = run(tmp_path / "two", params(model=WIDE, max_steps=8, processes=2, sharding=sharding), data, two_meter)
+    assert [r["train_loss"] for r in one] == pytest.approx([r["train_loss"] for r in two], rel=1e-2)
+    assert one_meter.tokens["processed"] == two_meter.tokens["processed"]
