@@ -103,6 +103,34 @@ def test_refusing_endpoint_fails_the_benchmark_alone(tmp_path, reference):
     assert rows["gold"]["score"] is not None
 
 
+def test_a_retry_goes_on_after_finished_benchmarks(tmp_path, reference):
+    """The judge is paid once; the benchmark that failed is tried again."""
+    import pyarrow.parquet as pq
+
+    states = iter([completion("A")] * 3)
+
+    def names(url):
+        judge = {"kind": "openai", "model": "m", "base_url": url}
+        one = {"kind": "alpaca_eval", "judge": judge, "reference": str(reference), "max_new_tokens": 2}
+        return benchmarks(first=one, second=one)
+
+    def judge(body):
+        return next(states, (400, {"error": "no more"}))
+
+    with chat_server(judge) as (url, received):
+        ctx = context(tmp_path, names(url))
+        stage.main(ctx)
+        before = {row["benchmark"]: row for row in pq.read_table(ctx.out / "scores.parquet").to_pylist()}
+        assert before["first"]["status"] != "failed" and before["second"]["status"] == "failed"
+        assert len(received) >= 4
+        states = iter([completion("B")] * 3)
+        received.clear()
+        stage.main(ctx)
+    after = {row["benchmark"]: row for row in pq.read_table(ctx.out / "scores.parquet").to_pylist()}
+    assert after["first"] == before["first"] and after["second"]["status"] != "failed"
+    assert len(received) == 3
+
+
 def test_public_endpoint_needs_a_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):

@@ -175,7 +175,7 @@ def dialogues(turns: Sequence[Turn], answers: Sequence[Completion], grades: Sequ
         items.append(
             Item(
                 dialogue,
-                turns[worst].request,
+                "\n\n".join(turns[i].request for i in indices),
                 turns[worst].gold,
                 answers[worst].text,
                 grades[worst],

@@ -83,6 +83,7 @@ class Outcome:
 def run_suite(session, benchmarks: dict[str, dict[str, Any]]) -> Outcome:
     """Run every benchmark; only bad input (UserError) ends the suite."""
     from .inference import inference
+    from .resume import keep, kept
 
     outcome = Outcome(benchmarks)
     for name, params in benchmarks.items():
@@ -91,8 +92,12 @@ def run_suite(session, benchmarks: dict[str, dict[str, Any]]) -> Outcome:
             if params["kind"] == "inference":
                 outcome.results[name], rows = inference(session, name, params)
                 outcome.inference += rows
+            elif (earlier := kept(session, name, params["kind"])) is not None:
+                outcome.results[name] = earlier
+                session.log(f"{name} was finished by an earlier attempt")
             else:
                 outcome.results[name] = runner(params["kind"])(session, name, params)
+                keep(session, name, params["kind"], outcome.results[name])
         except UserError:
             raise
         except Exception as error:
