@@ -14,6 +14,7 @@ import pytest
 
 from distill_energy.energy import Meter, MeterConfig, attempts_of, fold_attempts
 from distill_energy.energy import journal as journals
+from distill_energy.energy.attempts import UNSAVED
 from distill_energy.errors import UserError
 
 from .fakes import Power
@@ -311,6 +312,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+def attempts_ticks(meter: Meter) -> int:
+    """Readings that this process knows of, on disk or not."""
+    records, _ = journals.read(meter.folder / journals.NAME)
+    records += UNSAVED.get((meter.folder / journals.NAME).resolve(), [])
+    return sum(r["r"] == "tick" for r in records)
+
+
 def fill(folder: Path) -> Path:
     path = folder / "filler"
     with open(path, "wb", buffering=0) as handle:
@@ -343,6 +351,9 @@ def test_disk_full(gpus, small_disk, freed):
     )
     assert "journal_delayed" in attempt.quality.flags
     assert attempt.quality.gaps == 0, "nothing was lost"
+    ticks = attempt.wall_s / 0.05
+    written = attempts_ticks(meter)
+    assert written > 0.8 * ticks, "no reading was lost either"
     assert [a.outcome for a in attempts_of(small_disk / "a")] == ["completed"]
 
 
@@ -363,6 +374,23 @@ def test_file_size_limit(gpus, tmp_path):
     assert attempt.components[0].gross_j == pytest.approx(
         gpus.truth(0, attempt.start_mono_s, attempt.end_mono_s), rel=0.01
     )
+
+
+def test_line_that_the_disk_took_half_of_is_finished(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = journals.JournalWriter(tmp_path / "j")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1003, hard))
+        for k in range(100):
+            writer.write({"r": "tick", "t": k})
+        assert (tmp_path / "j").stat().st_size == 1003 and writer.failure
+        lines, begun = writer.unwritten()
+        assert begun.endswith(lines[0]) and len(begun) > len(lines[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()
+    records, torn = journals.read(tmp_path / "j")
+    assert torn == 0 and [r["t"] for r in records] == list(range(100))
 
 
 def test_read_only_results(tmp_path):

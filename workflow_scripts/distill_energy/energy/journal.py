@@ -24,6 +24,7 @@ class JournalWriter:
         self.path = path
         self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self.waiting: deque[bytes] = deque()
+        self.begun: bytes | None = None  # the whole of a line of which a part is on disk
         self.failure: str | None = None
         self.dropped = 0
         if heal:
@@ -56,9 +57,15 @@ class JournalWriter:
                 return False
             if done == len(line):
                 self.waiting.popleft()
+                self.begun = None
             else:
+                self.begun = self.begun or line
                 self.waiting[0] = line[done:]
         return True
+
+    def unwritten(self) -> tuple[list[bytes], bytes | None]:
+        """What the disk refused: lines (the first may be the rest of one), and that first line as a whole."""
+        return list(self.waiting), self.begun
 
     def sync(self) -> None:
         with contextlib.suppress(OSError):

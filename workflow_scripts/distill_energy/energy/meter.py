@@ -295,8 +295,10 @@ class Meter:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 sampler.wait(10)
             sampler.stdout.close()
-            if reply["unsaved"]:
-                self._append([line.encode() for line in reply["unsaved"]], heal=False)
+            unsaved = reply["unsaved"]
+            if unsaved["lines"]:
+                begun = unsaved["begun"].encode() if unsaved["begun"] else None
+                self._append([line.encode() for line in unsaved["lines"]], heal=False, begun=begun)
             return
         t = time.monotonic()
         self._write(
@@ -311,17 +313,22 @@ class Meter:
         """Write to the journal in the dead sampler's place."""
         self._append([json.dumps(record).encode() + b"\n" for record in records], heal=True)
 
-    def _append(self, lines: list[bytes], heal: bool) -> None:
-        """Append lines to the journal; what the disk refuses is kept in memory for this process's own reading."""
+    def _append(self, lines: list[bytes], heal: bool, begun: bytes | None = None) -> None:
+        """Append lines to the journal; what the disk refuses is kept in memory for this process's own reading.
+
+        ``begun``: the whole of the first line where a part of it is on disk already.
+        """
         path = self.folder / journal.NAME
         try:
             writer = journal.JournalWriter(path, heal=heal)
         except OSError:
-            left = lines
+            left = [begun or lines[0], *lines[1:]]
         else:
             writer.waiting += lines
+            writer.begun = begun
             writer.flush()
-            left = list(writer.waiting)
+            left, begun = writer.unwritten()
+            left[:1] = [begun or left[0]] if left else []
             writer.close()
         kept = [json.loads(line) for line in left if line.startswith(b"{")]
         if kept:

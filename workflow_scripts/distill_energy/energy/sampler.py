@@ -161,8 +161,9 @@ class Sampler:
             self.journal.write({"r": name, "t": t, "id": command["id"], "name": command["name"]})
         return {"ok": name, "t": t, "total": self.board.total()}, False
 
-    def unsaved(self) -> list[str]:
-        return [line.decode() for line in self.journal.waiting]
+    def unsaved(self) -> dict[str, Any]:
+        lines, begun = self.journal.unwritten()
+        return {"lines": [line.decode() for line in lines], "begun": begun.decode() if begun else None}
 
     def finish(self, t: float, outcome: str, reason: str | None) -> None:
         if self.journal.failure:
