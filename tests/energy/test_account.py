@@ -219,6 +219,20 @@ def test_shares_divide_a_package():
     assert b == pytest.approx(2500 + 0.6 * 2500)
 
 
+@given(st.lists(st.tuples(st.integers(0, 150_000_000), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=100))
+def test_attribution_never_exceeds_the_package(steps):
+    """Whatever part of the busy time two stages have, together at most all of it."""
+    readings, mine, yours, total = [(0.0, 0, None)], {}, {}, 0
+    for k, (delta, busy, part) in enumerate(steps, 1):
+        total += delta
+        readings.append((0.5 * k, total, None))
+        mine[0.5 * k], yours[0.5 * k] = busy * part, busy * (1 - part)
+    a, b = (account.rapl_energy(readings, H, RANGE, 600.0, shares=s).gross_j for s in (mine, yours))
+    assert a >= 0 and b >= 0
+    assert a + b <= total * 1e-6 * (1 + 1e-9) + 1e-9
+    assert a + b == pytest.approx(sum(d * busy for d, busy, _ in steps) * 1e-6, abs=1e-9)
+
+
 # -- properties of integration
 
 watts = st.floats(0, 1000, allow_nan=False)

@@ -169,6 +169,19 @@ def test_fold_of_nothing_is_unknown_not_zero():
     assert quality.coverage is None and tokens.processed is None
 
 
+def test_idle_of_a_divided_package_is_divided():
+    cpu = {"component": "cpu", "device": "package-0", "kind": "rapl", "unit": 1e-6, "limit_w": 900.0, "range": 10**12}
+    records = journal(devices=[cpu], idle={"host": "elsewhere", "watts": {"package-0": 40.0}})
+    for record in records:
+        if record["r"] == "tick":
+            record["v"] = [[int(record["v"][0][0] * 1e3), None]]
+            if record["t"] > 105:
+                record["share"] = 0.25
+    (part,) = build_attempt(records).components
+    assert part.gross_j == pytest.approx(1500 + 0.25 * 1500)
+    assert part.idle_j == pytest.approx(40 * (5 + 0.25 * 5))
+
+
 def test_two_hosts_with_and_without_gpu():
     """An attempt on a host without a GPU does not make the other's GPU unknown."""
     with_gpu = build_attempt(journal())

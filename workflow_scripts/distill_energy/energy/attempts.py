@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -192,7 +193,14 @@ class Window:
         if watts is None:
             why = (idle.get("reasons") or {}).get(device["device"])
             return None, f"the idle baseline has no value: {why or 'the device was not there'}"
-        return watts * (self.stop - self.start), None
+        seconds = self.stop - self.start
+        if device["kind"] == "rapl":  # beside other stages only a share of the package, idle power included, is ours
+            beats = [self.start, *(tick["t"] for tick in self.ticks)]
+            seconds -= math.fsum(
+                (t1 - t0) * (1 - tick.get("share", 1.0))
+                for (t0, t1), tick in zip(itertools.pairwise(beats), self.ticks, strict=True)
+            )
+        return watts * max(0.0, seconds), None
 
     def quality(self, components, energies, torn: int) -> schema.Quality:
         """The worst device's timing, and every flag with the device it is about."""
