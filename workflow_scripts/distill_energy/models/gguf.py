@@ -34,7 +34,7 @@ def find_gguf(spec: dict[str, Any]) -> Path:
 
 
 def convert(spec: dict[str, Any], folder: Path) -> None:
-    """Dequantise a GGUF model into ``folder`` (safetensors in bfloat16-exact float32, config, tokenizer, template).
+    """Dequantise a GGUF model into ``folder`` (float32 safetensors, config, tokenizer with its template).
 
     Written to a temporary folder beside it and renamed, so that ``folder`` is whole or absent.
     """
@@ -46,7 +46,8 @@ def convert(spec: dict[str, Any], folder: Path) -> None:
     quiet()
     path = find_gguf(spec)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a conversion that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
