@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,19 +28,9 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture
-def engine(tmp_path, data):
-    """A function that starts an engine; all are closed at the end."""
-    started = []
-
-    def start(**changes):
-        params = {"model": TEACHER, "dtype": "float32", "generation": GENERATION | VLLM | changes, "max_length": 512}
-        started.append(VllmEngine(context(tmp_path, params, {"data": data}), load_tokenizer(TEACHER, {})))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.close()
+def start(folder, data, **changes):
+    params = {"model": TEACHER, "dtype": "float32", "generation": GENERATION | VLLM | changes, "max_length": 512}
+    return VllmEngine(context(folder, params, {"data": data}), load_tokenizer(TEACHER, {}))
 
 
 def test_stage(tmp_path, data):
@@ -56,29 +48,57 @@ def test_stage(tmp_path, data):
     assert rows(again) == rows(ctx)
 
 
-def test_greedy_answers_are_those_of_a_plain_loop(engine):
+def test_greedy_answers_are_those_of_a_plain_loop_and_a_dead_child_is_one_clear_line(tmp_path, data):
     import torch
 
     model = load_model(TEACHER, {}, dtype="float32")
     prompts = [Prompt(str(n), tuple(range(5, 5 + n)), "p", 6) for n in (2, 5, 11)]
-    for prompt, answer in zip(prompts, engine(temperature=0.0).answer(prompts, 0), strict=True):
-        ids = list(prompt.prompt_ids)
-        with torch.no_grad():
-            for _ in range(6):
-                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        assert answer.ids == cut(ids[len(prompt.prompt_ids) :], [2])[0]
+    engine = start(tmp_path, data, temperature=0.0)
+    try:
+        for prompt, answer in zip(prompts, engine.answer(prompts, 0), strict=True):
+            ids = list(prompt.prompt_ids)
+            with torch.no_grad():
+                for _ in range(6):
+                    ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            assert answer.ids == cut(ids[len(prompt.prompt_ids) :], [2])[0]
+        engine.process.send_signal(signal.SIGKILL)
+        with pytest.raises(UserError, match="vLLM ended with status -9"):
+            engine.answer(prompts, 0)
+    finally:
+        engine.close()
 
 
-def test_the_child_is_a_child_and_dies_with_its_parent(engine):
-    """The meter covers descendants; a killed stage leaves no vLLM behind."""
-    child = engine().process.pid
-    parent = subprocess.run(["ps", "-o", "ppid=", "-p", str(child)], capture_output=True, text=True, check=True)
-    assert int(parent.stdout) == os.getpid()
+PARENT = """
+import sys, time
+from pathlib import Path
+from test_vllm import start
+engine = start(Path(sys.argv[1]), Path(sys.argv[2]))
+print(engine.process.pid, flush=True)
+time.sleep(600)
+"""
 
 
-def test_a_dead_child_is_one_clear_line(engine):
-    running = engine()
-    running.process.send_signal(signal.SIGKILL)
-    time.sleep(0.5)
-    with pytest.raises(UserError, match="vLLM ended with status -9"):
-        running.answer([Prompt("a", (5, 6), "p", 3)], 0)
+def gone(pid):
+    """Whether a process has ended (a zombie that nobody waits for has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_the_child_is_a_descendant_and_dies_with_a_killed_stage(tmp_path, data):
+    """The meter covers descendants; a stage that is killed outright leaves no vLLM on the device."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", PARENT, str(tmp_path), str(data)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        child = int(parent.stdout.readline())
+        status = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
+        assert int(status[1]) == parent.pid
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 30
+    while not gone(child) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert gone(child)
