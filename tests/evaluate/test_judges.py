@@ -23,8 +23,10 @@ REFERENCE = [
 
 
 @pytest.fixture
-def session():
-    return open_session(CountingMeter())
+def session(tmp_path):
+    opened = open_session(CountingMeter())
+    opened.work = tmp_path / "work"
+    return opened
 
 
 @pytest.fixture

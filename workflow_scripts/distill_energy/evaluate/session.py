@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -130,7 +129,7 @@ class Session:
     def scratch(self, name: str) -> Path:
         """An empty folder for a benchmark's intermediate files."""
         if self.work is None:
-            self.work = Path(tempfile.mkdtemp(prefix="evaluation-"))
+            raise ValueError("the session has no scratch folder")
         folder = self.work / f"benchmark-{name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
