@@ -129,7 +129,7 @@ class Workflow:
         assert len(found) == 1, f"{spec.key}: {len(found)} rows"
         return found[0]
 
-    def wait_for(self, ready: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    def wait_for(self, ready: Callable[[], Any], what: str, seconds: float = 240) -> Any:
         """Poll until ``ready`` gives something true while Snakemake runs; returns it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
