@@ -56,6 +56,19 @@ class Sampler:
         return self._batches[position]
 
 
+def cut_by_tokens(index: np.ndarray, lengths: np.ndarray, limit: int) -> list[np.ndarray]:
+    """Cut examples, in order, into groups of at most ``limit`` tokens each (a longer example is a group of its own)."""
+    import numpy as np
+
+    cuts, total = [], 0
+    for place, length in enumerate(lengths[index]):
+        if place and total + length > limit:
+            cuts.append(place)
+            total = 0
+        total += int(length)
+    return np.split(index, cuts)
+
+
 @dataclass
 class Batch:
     """A micro-batch on a device.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ class Examples:
     labels: np.ndarray  # bool [total], True where the token is a label; never at an example's first token
     offsets: np.ndarray  # int64 [examples + 1]
     path: Path
+    tokenizer_hash: str | None = None  # of the tokenizer that made the tokens, where the file says so
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,7 +66,9 @@ def read_examples(path: str | Path, vocabulary: int, limit: int | None = None) -
     labels = masks.astype(bool)
     lengths = np.diff(offsets)
     labels[offsets[:-1][lengths > 0]] = False  # nothing precedes the first token, so nothing predicts it
-    examples = Examples(table["id"].to_pylist(), tokens.astype(np.int32), labels, offsets, path)
+    made_by = (table.schema.metadata or {}).get(b"tokenizer_sha256")
+    made_by = made_by.decode() if made_by else None
+    examples = Examples(table["id"].to_pylist(), tokens.astype(np.int32), labels, offsets, path, made_by)
     keep = np.flatnonzero(examples.label_counts())[:limit]
     if len(keep) == 0:
         raise UserError(f"{path}: no example has a label (loss_mask is 0 everywhere)")
@@ -86,7 +89,7 @@ def subset(examples: Examples, index: np.ndarray) -> Examples:
     tokens = np.concatenate([examples.tokens[s] for s in spans])
     labels = np.concatenate([examples.labels[s] for s in spans])
     offsets = np.concatenate([[0], np.cumsum([s.stop - s.start for s in spans])]).astype(np.int64)
-    return Examples([examples.ids[i] for i in index], tokens, labels, offsets, examples.path)
+    return replace(examples, ids=[examples.ids[i] for i in index], tokens=tokens, labels=labels, offsets=offsets)
 
 
 def _flat(column) -> tuple[np.ndarray, np.ndarray]:

@@ -86,8 +86,7 @@ class Loop:
         torch.manual_seed((job_seed(self.job.seed, state.step) + peers.rank) % 2**63)
         index = self.sampler.batch(state.step)
         share = index[peers.rank :: peers.world]
-        micro = setup.micro_batch_size(len(share))
-        pieces = [share[i : i + micro] for i in range(0, len(share), micro)]
+        pieces = setup.pieces(share)
         n_labels = int(self.labels[index].sum())
         sums = torch.zeros(3, dtype=torch.float64, device=peers.device)
         padding = processed = 0

@@ -6,12 +6,14 @@ import contextlib
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import UserError
 from ..models.sources import load_model, load_tokenizer
+from ..teacher.cache.fingerprint import tokenizer_hash
 from . import pipelines, sharded
-from .batching import Batch
+from .batching import Batch, cut_by_tokens
 from .examples import Examples, read_examples, subset
 from .job import Job
 from .optim import ChangeProbe, Plain, TensorByTensor, resolve_precision
@@ -19,6 +21,8 @@ from .pipelines.base import StudentFacts
 from .reference import choices
 from .student import Student, add_adapter
 
+#: Tokens of a packed row at most, if several examples share it.
+PACKED_TOKENS = 4096
 #: Examples in a batch without gradients: activations are not kept, so more of them fit.
 EVALUATION_BATCH = 8
 #: The evaluation rows of every run are the same, whatever its seed.
@@ -47,9 +51,10 @@ class Setup:
             job.params["model"], job.inputs, dtype=self.precision.weights, device=peers.device, for_training=True
         )
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        self._read_data()
         self.tokenizer = load_tokenizer(job.params["model"], job.inputs)
-        facts = StudentFacts(job.inputs, self.vocabulary, self._tokenizer_hash(), job.log if peers.leads else _silent)
+        identity = tokenizer_hash(self.tokenizer)
+        self._read_data(identity)
+        facts = StudentFacts(job.inputs, self.vocabulary, identity, job.log if peers.leads else _silent)
         self.teacher = self.pipeline.teacher(self.settings, facts)
         if self.teacher is not None:
             self.teacher.check(self.train.ids)
@@ -77,21 +82,20 @@ class Setup:
         self._build_optimizer()
         self.evaluation_batch_size = EVALUATION_BATCH
 
-    def _read_data(self) -> None:
+    def _read_data(self, tokenizer: str) -> None:
         inputs, rows = self.job.inputs, self.pipeline.rows
         self.train = read_examples(inputs[rows] / "train.parquet", self.vocabulary)
         self.gold = read_examples(inputs["data"] / "validation.parquet", self.vocabulary)
         self.own = None
         if rows != "data":
             self.own = read_examples(inputs[rows] / "validation.parquet", self.vocabulary)
-
-    def _tokenizer_hash(self) -> str | None:
-        """Needed only to compare it with a cache's."""
-        if self.pipeline.needs != "teacher_logits":
-            return None
-        from ..teacher.cache.fingerprint import tokenizer_hash
-
-        return tokenizer_hash(self.tokenizer)
+        for examples in filter(None, (self.train, self.gold, self.own)):
+            made_by = examples.tokenizer_hash
+            if made_by not in (None, tokenizer):
+                raise UserError(
+                    f"{examples.path}: made with the tokenizer {made_by[:12]}, the student's is {tokenizer[:12]}; "
+                    "students share their teacher's tokenizer"
+                )
 
     def _distribute(self) -> None:
         """Wrap the student for several processes. The wrapper averages gradients over them."""
@@ -133,9 +137,17 @@ class Setup:
 
     # --- a step --------------------------------------------------------------------------------------------------
 
-    def micro_batch_size(self, share: int) -> int:
-        """Examples in one forward pass of this process."""
-        return min(self.training["micro_batch_size"] or share, share)
+    def pieces(self, share: np.ndarray) -> list[np.ndarray]:
+        """This process's share of a batch (example indices), cut into micro-batches.
+
+        Without a ``micro_batch_size`` it is one, unless packing makes a row longer than ``PACKED_TOKENS``: the mask
+        that keeps packed examples apart grows with the square of the row.
+        """
+        micro = self.training["micro_batch_size"]
+        if micro is None and self.training["packing"] and self.peers.world == 1:
+            return cut_by_tokens(share, self.train.lengths(), PACKED_TOKENS)
+        micro = min(micro or len(share), len(share))
+        return [share[i : i + micro] for i in range(0, len(share), micro)]
 
     def teacher_rows(self, batch: Batch) -> Any:
         """What the pipeline's loss reads beside the batch."""
@@ -240,8 +252,6 @@ def _silent(message: str) -> None:
 
 
 def _chosen(examples: Examples, count: int) -> Examples:
-    import numpy as np
-
     if count >= len(examples):
         return examples
     random = np.random.Generator(np.random.PCG64(EVALUATION_SEED))

@@ -49,8 +49,7 @@ class Student(torch.nn.Module):
         kind = batch.input_ids.device.type
         casting = torch.autocast(kind, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
         with casting:
-            output = lm.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-            hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
+            hidden = states_before_labels(lm, batch)
             head = lm.get_output_embeddings()
             if evaluate:
                 # Detached: the fused loss makes its gradients as it goes, wherever one is asked for.
@@ -59,6 +58,15 @@ class Student(torch.nn.Module):
             parts = self.pipeline.loss(hidden, head.weight, batch.labels, head.bias, teacher, self.settings)
         kl = parts.kl if parts.kl is not None else torch.full_like(parts.ce, torch.nan)
         return parts.total, parts.ce, kl
+
+
+def states_before_labels(lm: Any, batch: Batch) -> Tensor:
+    """Last hidden states [labels, H] at the positions that predict a label.
+
+    Without a cache: only then does transformers keep packed examples apart by their positions.
+    """
+    output = lm.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    return output.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
 
 
 def add_adapter(model: Any, adapter: Any) -> Any:

@@ -42,6 +42,7 @@ def main(ctx) -> dict[str, Any]:
     from ...errors import UserError
     from ...models.sources import load_tokenizer
     from ...store.atomic import write_parquet
+    from ..cache.fingerprint import tokenizer_hash
     from . import jobs
 
     params = ctx.spec.params
@@ -90,6 +91,7 @@ def main(ctx) -> dict[str, Any]:
         raise UserError(f"{ctx.spec.name}: only {len(rows)} of {len(prompts)} answers are usable: {counts}")
     described = {key: generation[key] for key in sorted(generation)}
     metadata = {"sampling": json.dumps(described), "engine": generation["engine"], "stop_ids": json.dumps(stops)}
+    metadata["tokenizer_sha256"] = tokenizer_hash(tokenizer)  # students with another tokenizer are refused
     columns = schema({"finish_reason": "string", "n_generated": "int32"})
     for name, part in (("train", train), ("validation", validation)):
         made = pa.Table.from_pylist(part, schema=columns).replace_schema_metadata(metadata)
