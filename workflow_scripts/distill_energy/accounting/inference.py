@@ -6,20 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .tables import rows_of
+
 Cell = tuple[str, int]  # phase, batch size
 
 
 def read_inference(folder: str | Path) -> dict[Cell, float]:
     """J/token by (phase, batch size) of an evaluation artifact; unknown ones are left out."""
-    import pyarrow.parquet as pq
-
-    path = Path(folder) / "inference.parquet"
-    if not path.exists():
-        return {}
-    try:
-        rows = pq.ParquetFile(path).read().to_pylist()
-    except Exception:
-        return {}
+    rows = rows_of(Path(folder) / "inference.parquet") or []
     return {
         (row["phase"], int(row["batch_size"])): float(row["j_per_token"])
         for row in rows

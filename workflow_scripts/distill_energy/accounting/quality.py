@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .tables import rows_of, table_of
+
 Z_ABOVE_CHANCE = 1.645  # one-sided 95 %
 
 
@@ -54,39 +56,45 @@ class Items:
 
     __slots__ = ("ids", "values")
 
-    def __init__(self, ids: Sequence[str], values) -> None:
+    def __init__(self, ids: tuple[str, ...], values) -> None:
         import numpy as np
 
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        self.ids = _shared(tuple(ids[i] for i in order))
-        self.values = np.asarray(values, dtype=np.float32)[order]
+        self.ids = ids  # sorted
+        self.values = np.asarray(values, dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-_IDS: dict[tuple[str, ...], tuple[str, ...]] = {}
+_ORDERS: dict[tuple[str, ...], tuple[tuple[str, ...], Any]] = {}
+_SORTED: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
-def _shared(ids: tuple[str, ...]) -> tuple[str, ...]:
-    return _IDS.setdefault(ids, ids)
+def _shared(ids: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
+    """(sorted ids, the order that sorts them), one object for all models that were asked the same items."""
+    if ids not in _ORDERS:
+        import numpy as np
+
+        order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.intp)
+        ordered = tuple(ids[i] for i in order)
+        _ORDERS[ids] = _SORTED.setdefault(ordered, ordered), order
+    return _ORDERS[ids]
 
 
 def _items(score: Score) -> Items | None:
     if score.items is None or isinstance(score.items, Items):
         return score.items
-    return Items(list(score.items), list(score.items.values()))
+    import numpy as np
+
+    ids, order = _shared(tuple(score.items))
+    return Items(ids, np.array(list(score.items.values()))[order])
 
 
 def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
     """Scores of an evaluation artifact by benchmark. A missing or unreadable file gives an empty mapping."""
-    import pyarrow.parquet as pq
-
     folder = Path(folder)
-    try:
-        with pq.ParquetFile(folder / "scores.parquet") as file:
-            rows = file.read().to_pylist()
-    except Exception:
+    rows = rows_of(folder / "scores.parquet")
+    if rows is None:
         return {}
     by_item = _read_items(folder / "items.parquet") if items else {}
     return {
@@ -104,22 +112,37 @@ def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
     }
 
 
-def _read_items(path: Path) -> dict[str, Items]:
-    import pyarrow.parquet as pq
+#: Id columns seen → (benchmark, rows, Items of which the values are to be set): models of a suite answer the same
+# items.
+_LAYOUTS: dict[tuple[bytes | None, ...], list[tuple[str, Any, tuple[str, ...]]]] = {}
 
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read(columns=["benchmark", "item_id", "score"], use_threads=False)
-    except Exception:
+
+def _read_items(path: Path) -> dict[str, Items]:
+    table = table_of(path, ["benchmark", "item_id", "score"], ["benchmark"])
+    if table is None or not table.num_rows:
         return {}
-    groups: dict[str, tuple[list[str], list[float]]] = {}
-    names, ids, scores = (table.column(c).to_pylist() for c in ("benchmark", "item_id", "score"))
-    for name, item, score in zip(names, ids, scores, strict=True):
-        if score is not None:
-            kept = groups.setdefault(name, ([], []))
-            kept[0].append(str(item))
-            kept[1].append(score)
-    return {name: Items(*kept) for name, kept in groups.items()}
+    import numpy as np
+    import pyarrow.types as kinds
+
+    names, ids, scores = (table.column(c).combine_chunks() for c in ("benchmark", "item_id", "score"))
+    values = scores.to_numpy(zero_copy_only=False).astype(np.float64)
+    plain = kinds.is_string(ids.type) and not scores.null_count and not np.isnan(values).any()
+    buffers = [*names.indices.buffers(), *ids.buffers()]
+    key = (*(b and b.to_pybytes() for b in buffers), ",".join(map(str, names.dictionary.to_pylist())).encode())
+    if not plain or key not in _LAYOUTS:
+        wanted = np.flatnonzero(~np.isnan(values))
+        groups: dict[str, list[int]] = {}
+        texts, labels = [str(i) for i in ids.to_pylist()], names.to_pylist()
+        for row in wanted:
+            groups.setdefault(labels[row], []).append(int(row))
+        layout = []
+        for name, rows in groups.items():
+            ordered, order = _shared(tuple(texts[r] for r in rows))
+            layout.append((name, np.array(rows)[order], ordered))
+        if not plain:
+            return {name: Items(ordered, values[rows]) for name, rows, ordered in layout}
+        _LAYOUTS[key] = layout
+    return {name: Items(ordered, values[rows]) for name, rows, ordered in _LAYOUTS[key]}
 
 
 def above_chance(score: Score) -> bool:
@@ -207,11 +230,19 @@ def quality_of(
 
 
 def _limits(replicates, confidence: float) -> tuple[float, float]:
+    """The central interval of replicates, by linear interpolation between order statistics."""
     import numpy as np
 
+    ordered = np.sort(replicates)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+
     tail = (1 - confidence) / 2
-    low, high = np.quantile(replicates, [tail, 1 - tail])
-    return float(low), float(high)
+    return at(tail), at(1 - tail)
 
 
 def difference(
@@ -278,19 +309,22 @@ def _resampled(table, draws: int, seed: int, benchmark: str):
     import numpy as np
 
     counts = _counts(draws, len(table), seed, benchmark)
+    if counts.dtype == np.float32:
+        return counts @ table / len(table)
     means = np.empty((draws, table.shape[1]))
-    for start in range(0, draws, 250):  # by parts: thousands of items as floats at once would be large
+    for start in range(0, draws, 250):
         means[start : start + 250] = counts[start : start + 250].astype(np.float32) @ table
     return means / len(table)
 
 
 @lru_cache(maxsize=32)
 def _counts(draws: int, items: int, seed: int, benchmark: str):
-    """How often each item is drawn in each replicate, shape (draws, items). Shared by all groups, which pairs them."""
+    """How often each item is drawn in each replicate, shape (draws, items). Shared by all groups, which pairs them.
+    Bytes where there are thousands of items, floats (ready to multiply) where there are few."""
     import numpy as np
 
     rng = _generator(seed, benchmark)
-    counts = np.empty((draws, items), dtype=np.uint8)
+    counts = np.empty((draws, items), dtype=np.float32 if items <= 1000 else np.uint8)
     for row in counts:
         row[:] = np.bincount(rng.integers(0, items, size=items), minlength=items)
     return counts

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .tables import columns_of
+
 #: Losses that can be compared between pipelines come first: on the data set's own validation answers.
 COMPARABLE = "gold_eval_loss"
 OWN = "eval_loss"
@@ -28,13 +30,8 @@ class Trajectory:
 def read_trajectory(folder: str | Path) -> Trajectory | None:
     """The evaluation points of ``trajectory.parquet`` (step, tokens, joules, …, eval_loss); None without joules or
     losses."""
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(Path(folder) / "trajectory.parquet").read().to_pydict()
-    except Exception:
-        return None
-    if "joules" not in table:
+    table = columns_of(Path(folder) / "trajectory.parquet")
+    if table is None or "joules" not in table:
         return None
     for metric in (COMPARABLE, OWN):
         points = [
