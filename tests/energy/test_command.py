@@ -88,6 +88,10 @@ def test_command_line_and_boamps(gpus, tmp_path):
     assert report["header"]["formatVersion"] and report["task"]["taskStage"] == "other"
     assert report["quality"] == "high"
     assert report["environment"]["powerSourceCarbonIntensity"] == record.co2e.intensity_g_per_kwh
+    assert report["task"]["dataset"] == [{"dataUsage": "input", "dataType": "token"}]
+    assert all(isinstance(c.get("memorySize", 0), int) for c in report["infrastructure"]["components"])
+    nowhere = record.model_copy(update={"co2e": schema.Co2e(reason="no country")})
+    assert "environment" not in to_boamps(nowhere), "the format has no environment without a country"
     shown = subprocess.run(cli("attempts", only(tmp_path).parent), capture_output=True, text=True, check=True).stdout
     assert shown == "", "attempts lie under attempts/"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import platform
+import uuid
 from typing import Any
 
 from ..errors import UserError
 from ..store.sidecar import Sidecar
 
 KWH = 3.6e6  # J
+_NAMESPACE = uuid.UUID("5f2b9a52-3c1d-4a57-9d0e-6d9c1c8a4e11")  # the same sidecar gives the same report id
 _TASK_STAGE = {
     "prerun": "calibration",
     "preprocess": "preprocessing",
@@ -49,6 +51,8 @@ def to_boamps(record: Sidecar) -> dict[str, Any]:
             measurement_date_time=_date(record.attempts[0].start_utc),
         )
     ]
+    if report.environment.country is None:
+        report.environment = None  # the schema has no environment without a country
     return report.to_dict()
 
 
@@ -80,7 +84,7 @@ def _emissions(record: Sidecar) -> Any:
     return EmissionsData(
         timestamp=_date(record.created_utc),
         project_name="distill-energy",
-        run_id=f"{record.stage}/{record.name}/{record.version}",
+        run_id=str(uuid.uuid5(_NAMESPACE, f"{record.stage}/{record.name}/{record.version}")),
         experiment_id="",
         duration=wall,
         emissions=grams / 1000,
@@ -107,7 +111,7 @@ def _emissions(record: Sidecar) -> Any:
         gpu_model=", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)),
         longitude=None,
         latitude=None,
-        ram_total_size=(record.hardware.ram_bytes or 0) / 1024**3,
+        ram_total_size=round((record.hardware.ram_bytes or 0) / 1024**3),
         tracking_mode="process",
         pue=record.co2e.pue or 1.0,
     )
@@ -119,10 +123,10 @@ def _environment(record: Sidecar) -> dict[str, Any]:
 
 
 def _quality(record: Sidecar) -> str:
-    """BoAmps knows high, medium and low: measured without reserve, measured with flags, estimated."""
+    """BoAmps' words: high is within ±10%, medium ±25%, low ±50%."""
     if record.energy.source == "estimated" or "disputed" in record.quality.flags:
         return "low"
-    return "medium" if record.quality.flags or (record.quality.coverage or 0) < 0.99 else "high"
+    return "medium" if record.quality.flags or (record.quality.coverage or 0) < 0.95 else "high"
 
 
 def _task(record: Sidecar) -> Any:
@@ -137,7 +141,7 @@ def _task(record: Sidecar) -> Any:
         task_family="textGeneration" if record.stage != "command" else "other",
         algorithms=[
             BoAmpsAlgorithm(
-                training_type=_text(labels.get("pipeline")),
+                training_type="supervisedLearning" if record.stage == "student_training" else None,
                 algorithm_type="llm" if record.stage != "command" else "other",
                 algorithm_name=_text(labels.get("student") or labels.get("model") or record.name),
                 foundation_model_name=_text(labels.get("teacher")),
@@ -151,10 +155,12 @@ def _task(record: Sidecar) -> Any:
                 data_usage="input",
                 data_type="token",
                 data_quantity=float(counted) if counted is not None else None,
-                source=_text(labels.get("dataset")),
             )
         ],
-        task_description=f"{record.stage} {record.name} {record.version}",
+        task_description=", ".join(
+            [f"{record.stage} {record.name} {record.version}"]
+            + [f"{key} {labels[key]}" for key in ("pipeline", "dataset") if labels.get(key)]
+        ),
     )
 
 
