@@ -1,0 +1,61 @@
+"""Kinds of pipelines: found by their file, known to the planner without torch, added as the documentation says."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from distill_energy.train import pipelines
+
+from .tiny import params, run
+
+
+def test_what_each_needs():
+    assert {kind: pipelines.get(kind).needs for kind in pipelines.kinds()} == {
+        "sft": None,
+        "kd": "teacher_logits",
+        "synthetic": "teacher_generation",
+        "lora": None,
+    }
+    assert all(pipelines.get(kind).kind == kind for kind in pipelines.kinds())
+
+
+def test_unknown_kind_lists_the_known():
+    with pytest.raises(KeyError, match="'dpo' is not one of kd, lora, sft, synthetic"):
+        pipelines.get("dpo")
+
+
+def test_the_planner_imports_nothing_heavy(repo):
+    code = (
+        "import sys; from distill_energy.train import pipelines, stage\n"
+        "[pipelines.get(k).needs for k in pipelines.kinds()]; stage.RECIPE\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'pandas', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(repo / "workflow_scripts")})
+
+
+def test_the_documented_example_is_a_pipeline(tmp_path, data, repo, monkeypatch):
+    text = (repo / "docs" / "training.md").read_text()
+    (code,) = re.findall(r"```python\n# train/pipelines/(small\.py)\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / code[0]).write_text(code[1])
+    monkeypatch.setattr(pipelines, "__path__", [*pipelines.__path__, str(tmp_path / "more")])
+    pipelines.kinds.cache_clear()
+    pipelines.get.cache_clear()
+    try:
+        _, rows, _ = run(tmp_path / "a", params("small", pipeline={"options": {"weight": 0.5}}, max_steps=3), data)
+        assert all(row["train_loss"] > row["ce"] + 0.01 for row in rows)
+    finally:
+        monkeypatch.undo()
+        pipelines.kinds.cache_clear()
+        pipelines.get.cache_clear()
+
+
+def test_bad_option_of_lora_is_named(tmp_path, data):
+    from distill_energy.errors import UserError
+
+    with pytest.raises(UserError, match=r"options\.rank"):
+        run(tmp_path, params("lora", pipeline={"options": {"rank": 0}}), data)
+    with pytest.raises(UserError, match="lora"):
+        run(tmp_path / "b", params("lora", pipeline={"options": {"targets": ["nothing_like_it"]}}), data)
