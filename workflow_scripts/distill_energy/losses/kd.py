@@ -94,7 +94,7 @@ def _exponentials(x: torch.Tensor, temperature: float) -> tuple[torch.Tensor, to
     if temperature == 1:
         e = x.exp_()
         return e, e
-    et = torch.exp(x / temperature) if temperature != 1 else x
+    et = (x / temperature).exp_()
     if temperature in (2, 4):
         torch.mul(et, et, out=x)
         return (x if temperature == 2 else x.mul_(x)), et

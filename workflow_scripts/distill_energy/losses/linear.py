@@ -14,6 +14,7 @@ import torch
 #: f(logits fp32 or fp64 [r, V], rows, want_grad) -> (loss [r], parts [r, p]); overwrites logits by d loss / d logits.
 ChunkLoss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor]]
 
+BLOCK = 1 << 20  # logits that the element-wise passes take at a time on a CPU
 SINGLE_USE = 1 << 22  # weight gradients above this many elements are scaled in place: one backward only
 
 
@@ -61,9 +62,13 @@ class _FusedLinearLoss(torch.autograd.Function):
                 logits = torch.mm(h[rows], w.T).to(accumulate)
             if bias is not None:
                 logits.add_(bias)
-            loss, part = chunk_loss(logits, rows, want)
-            losses.append(loss)
-            parts.append(part)
+            # The product wants many rows, the passes over its result want what fits the cache.
+            block = size if logits.is_cuda else max(1, BLOCK // logits.shape[1])
+            for at in range(0, size, block):
+                stop = min(at + block, size)
+                loss, part = chunk_loss(logits[at:stop], slice(start + at, start + stop), want)
+                losses.append(loss)
+                parts.append(part)
             if want:
                 grad = logits.to(dtype)
                 if need_h:
