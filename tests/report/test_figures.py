@@ -77,3 +77,74 @@ def test_amortisation_curves_cross_the_baseline_at_n_star(summary):
         if row["n_star"] is not None:
             at = row["e_teacher_kwh"] / row["n_star"] + row["e_student_kwh"]
             assert at == pytest.approx(by_group[row["baseline_group"]]["e_student_kwh"])
+
+
+def test_each_data_set_gets_its_own_front(summary, tmp_path, monkeypatch):
+    import copy
+
+    from distill_energy.accounting.summary import finish
+    from distill_energy.report import style
+
+    rows = copy.deepcopy(summary)
+    for row in copy.deepcopy(summary):
+        rows.append(
+            {**row, "dataset": "other", "group": row["group"] + "o", "baseline_group": f"{row['baseline_group']}o"}
+        )
+    finish(rows)
+    kept = []
+    monkeypatch.setattr(style, "save", lambda figure, pdf, png: kept.append(figure))
+    pareto.draw(rows, "x", "y")
+    assert len(kept[0].axes) == 6
+    assert {a.get_title(loc="left") for a in kept[0].axes} >= {"instructions", "other"}
+
+
+def test_every_figure_renders_from_the_written_files(demo_root, tmp_path):
+    from distill_energy.accounting.aggregate import main
+    from distill_energy.report.figures import NAMES, render
+
+    out = {"ledger": tmp_path / "l.parquet", "summary": tmp_path / "s.parquet", "csv": tmp_path / "s.csv"}
+    main(demo_root, out, None, {"accounting": {"bootstrap": 200}}, log=lambda _: None)
+    for name in NAMES:
+        render(name, out["ledger"], out["summary"], tmp_path / f"{name}.pdf", tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_power_from_a_counter_leaves_a_hole_at_a_wrap(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from distill_energy.report.figures.power import read_trace, thinned
+
+    table = pa.table(
+        {
+            "attempt": ["a"] * 5 + ["b"] * 2,
+            "mono_s": [0.0, 1.0, 2.0, 3.0, 4.0, 100.0, 101.0],
+            "component": ["cpu"] * 7,
+            "device": [None] * 7,
+            "watts": pa.array([None] * 7, pa.float64()),
+            "counter_j": [10.0, 40.0, 70.0, 5.0, 35.0, 0.0, 50.0],
+        }
+    )
+    pq.write_table(table, tmp_path / "power.parquet")
+    ((seconds, watts),) = read_trace(tmp_path / "power.parquet").values()
+    assert watts == [30.0, 30.0, 30.0, 50.0]  # none over the wrap, none between the attempts
+    assert seconds == [1.0, 2.0, 4.0, 5.0]
+    assert thinned([0, 1, 2, 3], [1, 3, 5, 7], 2) == ([0.5, 2.5], [2.0, 6.0])
+
+
+def test_sweeps_of_two_keys_span_a_map_and_of_none_are_said(tmp_path):
+    import factory
+
+    from distill_energy.report.figures.sweep import find_sweeps
+    from distill_energy.report.select import headline
+
+    grid = [{"alpha": a, "temperature": t} for a in (0.3, 0.7) for t in (1.0, 4.0)]
+    root = factory.demo(tmp_path, students=("6-layer",), pipelines=("sft", "kd"), sweep={"kd": grid})
+    rows = answer([root], config={"accounting": {"bootstrap": 100}})[1]
+    (sweep,) = find_sweeps(rows)
+    assert (sweep["y"], sweep["x"]) == ("alpha", "temperature")
+    assert (sweep["rows"], sweep["columns"]) == ([0.3, 0.7], [1.0, 4.0])
+    assert len(set(sweep["cells"])) == 4
+    best = headline(rows)
+    assert len(best) == 2
+    assert max(r["q"] for r in rows if r["pipeline"] == "kd") in [r["q"] for r in best]

@@ -79,3 +79,19 @@ def test_replay_command_writes_the_papers_figures(repo, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("agrees") == 11
     assert "DIFFERS" not in printed
+
+
+def test_summary_command_follows_the_last_aggregate_unless_told(demo_root, tmp_path, capsys):
+    import shutil
+
+    from distill_energy.accounting.aggregate import main as aggregate
+
+    root = shutil.copytree(demo_root, tmp_path / "results")
+    rows, _, _ = answer([root])
+    keep = [(r["stage"], r["name"], r["version"]) for r in rows if r["student"] in (None, "6-layer")]
+    out = {"ledger": root / "ledger.parquet", "summary": root / "summary.parquet", "csv": root / "summary.csv"}
+    aggregate(root, out, keep, None, log=lambda _: None)
+    assert main(["summary", str(root)]) == 0
+    assert "12-layer" not in capsys.readouterr().out
+    assert main(["summary", str(root), "--all"]) == 0
+    assert "12-layer" in capsys.readouterr().out

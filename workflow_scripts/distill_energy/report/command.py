@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", type=Path, help="the config.yaml of the run (baseline, benchmarks of Q, confidence)"
     )
     summary.add_argument("--current", type=Path, help="JSON list of [stage, name, version] to restrict the answer to")
+    summary.add_argument("--all", action="store_true", help="every sidecar, not only those of the last aggregate")
     summary.add_argument("--csv", action="store_true", help="print the whole summary as CSV")
     summary.set_defaults(run=run_summary)
 
@@ -98,7 +99,8 @@ def run_summary(options: argparse.Namespace) -> int:
     for root in options.roots:
         if not root.is_dir():
             raise UserError(f"{root}: is not a folder of results")
-    rows, summary, problems = answer(options.roots, current=options.current, config=_config(options.config))
+    current = options.current or (None if options.all else _last_current(options.roots[0] / "ledger.parquet"))
+    rows, summary, problems = answer(options.roots, current=current, config=_config(options.config))
     if not rows:
         raise UserError(f"{options.roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
     if options.csv:
@@ -112,6 +114,17 @@ def run_summary(options: argparse.Namespace) -> int:
     for line in text_answer(rows, summary, problems):
         print(line)
     return 0
+
+
+def _last_current(ledger: Path) -> list[tuple[str, str, str]] | None:
+    """The artifacts of the configuration that the last aggregate knew, if its ledger is there: so that runs of an
+    abandoned configuration don't crowd the answer."""
+    if not ledger.is_file():
+        return None
+    from ..accounting.aggregate import read_ledger
+
+    rows = read_ledger(ledger)[0]
+    return [(r["stage"], r["name"], r["version"]) for r in rows if r["current"] and r["status"] != "orphan"]
 
 
 def text_answer(rows, summary, problems) -> list[str]:

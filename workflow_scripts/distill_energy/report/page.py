@@ -52,10 +52,15 @@ def main(inputs: Any, out: str | Path, params: Any = None, log: Callable[[str], 
         import yaml
 
         config = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    write_page(
-        inputs.ledger, inputs.summary, figures, out, config=config, code_digest=getattr(params, "code_digest", None)
-    )
+    digest = getattr(params, "code_digest", None) or _todays_digest()
+    write_page(inputs.ledger, inputs.summary, figures, out, config=config, code_digest=digest)
     log(f"{out}: {Path(out).stat().st_size / 1e6:.1f} MB, {len(figures)} figures")
+
+
+def _todays_digest() -> str:
+    from ..energy.host import code_digest
+
+    return code_digest()
 
 
 def write_page(

@@ -11,6 +11,7 @@ from ...accounting.labels import pipeline_name
 from .. import style
 from ..select import headline
 
+MOST_FAMILIES = 6
 MOST_LABELS = 24  # beyond this many, only the front is labelled
 
 VIEWS = {
@@ -18,6 +19,8 @@ VIEWS = {
     "amortised": "Amortised: teacher ÷ real N",
     "marginal": "Marginal: the teacher free",
 }
+
+SHORT = {"oneoff": "One-off energy", "amortised": "Amortised energy", "marginal": "Marginal energy"}
 
 
 def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path) -> None:
@@ -28,33 +31,65 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
         reasons = sorted({r["q_reason"] or r["e_reason"] or "unknown" for r in summary}) or ["there is no run"]
         style.nothing(f"No point has both an energy and a quality: {'; '.join(reasons)}", pdf, png)
         return
-    shown = {r["group"] for r in headline(drawn)}
-    figure = plt.figure(figsize=(style.WIDTH, 6.4))
-    grid = figure.add_gridspec(2, 2, height_ratios=[1.3, 1], hspace=0.36, wspace=0.12)
-    main = figure.add_subplot(grid[0, :])
-    panels = {
-        "oneoff": main,
-        "amortised": figure.add_subplot(grid[1, 0], sharey=main),
-        "marginal": figure.add_subplot(grid[1, 1], sharey=main),
-    }
-    panels["marginal"].tick_params(labelleft=False)
+    families = list(dict.fromkeys((r["teacher"], r["dataset"]) for r in drawn))
+    if len(families) > 1 and len({f[0] for f in families}) == 1:
+        titles = {f: str(f[1]) for f in families}
+    else:
+        titles = {f: f"{f[1]}, taught by {f[0]}" for f in families}
+    figure, panels, place = _layout(plt, families[:MOST_FAMILIES])
     factor, unit = style.energy_unit([r[f"e_{v}_kwh"] for r in drawn for v in VIEWS])
     every = [r["pipeline"] for r in summary]
     placing = {}
-    for view, axes in panels.items():
-        placing[axes] = _panel(axes, view, drawn, shown, factor, every)
-        axes.set_title(VIEWS[view])
-        axes.set_xlabel(f"Energy per student ({unit})")
-        if view != "marginal":
+    for (family, view), axes in panels.items():
+        rows = [r for r in drawn if (r["teacher"], r["dataset"]) == family]
+        shown = {r["group"] for r in headline(rows)}
+        brief = len(families) > 1 or view != "oneoff"
+        placing[axes] = _panel(axes, view, rows, shown, factor, every, brief)
+        if len(families) == 1:
+            axes.set_title(VIEWS[view])
+        elif view == "oneoff":
+            axes.set_title(titles[family])
+        axes.set_xlabel(
+            f"Energy per student ({unit})" if brief is False or len(families) == 1 else f"{SHORT[view]} ({unit})"
+        )
+        if view == "oneoff" or (len(families) == 1 and view == "amortised"):
             axes.set_ylabel("Quality Q (1 = the teacher)")
     for axes, (labels, lines) in placing.items():  # the limits are final now
-        style.place_labels(axes, labels, lines=lines)
-    _legend(figure, main, drawn, every)
-    _notes(figure, summary)
+        style.place_labels(axes, labels, lines=lines, size=7.5 if len(families) == 1 else 6.5)
+    _legend(figure, every, place)
+    more = (
+        f"The first {MOST_FAMILIES} of {len(families)} data sets and teachers." if len(families) > MOST_FAMILIES else ""
+    )
+    _notes(figure, summary, more)
     style.save(figure, pdf, png)
 
 
-def _panel(axes, view: str, rows, shown: set[str], factor: float, every) -> tuple[list, list]:
+def _layout(plt, families):
+    """(figure, (family, view) → axes, height of the legend): one large panel above two, or a row of three a family."""
+    panels = {}
+    if len(families) == 1:
+        figure = plt.figure(figsize=(style.WIDTH, 6.4))
+        grid = figure.add_gridspec(2, 2, height_ratios=[1.3, 1], hspace=0.36, wspace=0.12)
+        cells = {"oneoff": grid[0, :], "amortised": grid[1, 0], "marginal": grid[1, 1]}
+        for view, cell in cells.items():
+            panels[families[0], view] = figure.add_subplot(cell, sharey=panels.get((families[0], "oneoff")))
+        panels[families[0], "marginal"].tick_params(labelleft=False)
+        return figure, panels, 0.965
+    height = 2.55 * len(families) + 0.6
+    figure = plt.figure(figsize=(style.WIDTH + 1.2, height))
+    top = 1 - 0.75 / height
+    grid = figure.add_gridspec(
+        len(families), 3, width_ratios=[1.35, 1, 1], hspace=0.42, wspace=0.11, top=top, bottom=0.5 / height
+    )
+    for line, family in enumerate(families):
+        for column, view in enumerate(VIEWS):
+            axes = figure.add_subplot(grid[line, column], sharey=panels.get((family, "oneoff")))
+            axes.tick_params(labelleft=column == 0)
+            panels[family, view] = axes
+    return figure, panels, top + 0.6 / height
+
+
+def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: bool) -> tuple[list, list]:
     """Draw one view; returns the labels to place and the lines that they should not cross."""
     labels, lines = [], []
     points = [r for r in rows if r[f"e_{view}_kwh"] is not None]
@@ -76,7 +111,7 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every) -> tupl
             )
         axes.plot(x, y, marker, ms=6.5, mfc=colour if on_front else "white", mec=colour, mew=1.3, zorder=4, ls="none")
         if on_front or len(shown) <= MOST_LABELS:
-            labels.append((x, y, _text(row, brief=view != "oneoff"), style.darker(colour)))
+            labels.append((x, y, _text(row, brief), style.darker(colour)))
     front = sorted((r[f"e_{view}_kwh"] * factor, r["q"]) for r in points if r[f"on_front_{view}"])
     if len(front) > 1 and len({(r["teacher"], r["dataset"]) for r in points}) == 1:
         corners = [c for (x0, y0), (x1, y1) in itertools.pairwise(front) for c in ((x0, y0), (x1, y0), (x1, y1))]
@@ -94,12 +129,12 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every) -> tupl
 
 
 def _text(row, brief: bool = False) -> str:
-    """The label without the pipeline, which colour and marker show; ``brief``: without a sweep's setting too."""
+    """The label without the pipeline, which colour and marker show; ``brief``: the student's name alone."""
     text = row["label"].removeprefix(pipeline_name(row["pipeline"]) + " ")
-    return text.partition(" (")[0] if brief else text
+    return str(row["student"]) if brief else text
 
 
-def _legend(figure, main, rows, every) -> None:
+def _legend(figure, every, top: float) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
@@ -112,15 +147,15 @@ def _legend(figure, main, rows, every) -> None:
         handles=handles,
         loc="upper center",
         ncol=len(handles),
-        bbox_to_anchor=(0.5, 0.965),
+        bbox_to_anchor=(0.5, top),
         handletextpad=0.2,
         columnspacing=1.4,
     )
 
 
-def _notes(figure, summary) -> None:
+def _notes(figure, summary, more: str) -> None:
     """What a reader must know of what is drawn: intervals, and points left out by name."""
-    notes = []
+    notes = [more] if more else []
     if any(r["q_low"] is not None for r in summary):
         level = next(r["confidence"] for r in summary if r["q_low"] is not None)
         notes.append(

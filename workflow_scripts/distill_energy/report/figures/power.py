@@ -91,8 +91,11 @@ def _panels(rows) -> list[tuple[Mapping[str, Any], dict]]:
     for stage in style.STAGE_COLOURS:
         members = [r for r in rows if r["stage"] == stage and r["status"] == "ok" and r["current"] and r["wall_s"]]
         for row in sorted(members, key=lambda r: -r["wall_s"])[:3]:
-            if traces := read_trace(Path(row["path"]) / "power.parquet"):
-                panels.append((row, traces))
+            traces = read_trace(Path(row["path"]) / "power.parquet")
+            # what is outside the stage's sum (a flat RAM model) is outside its picture too
+            counted = {k: t for k, t in traces.items() if row["total_j"] is None or row[f"{k[0]}_j"] is not None}
+            if counted:
+                panels.append((row, counted))
                 break
     return panels
 
