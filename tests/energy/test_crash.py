@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -106,6 +107,30 @@ def test_sigterm_of_the_whole_step_then_sigkill_is_preemption(gpus, tmp_path):
     assert gone(sampler)
     (attempt,) = attempts_of(tmp_path / "a")
     assert attempt.outcome == "preempted"
+
+
+def test_sigterm_while_the_stage_waits_for_the_sampler(gpus, tmp_path):
+    """The signal cuts a command short; its late answer must not be taken for the answer to the last command."""
+    gpus.add(Power("const", 300.0))
+
+    def disturb(sampler: int) -> None:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(sampler, signal.SIGCONT)
+
+    with pytest.raises(SystemExit), Meter(tmp_path / "a", MeterConfig(INTERVAL, cpu="off")) as meter:
+        pid = meter._sampler.pid
+        helper = threading.Thread(target=disturb, args=(pid,))
+        helper.start()
+        os.kill(pid, signal.SIGSTOP)
+        with meter.phase("evaluation"):
+            time.sleep(10)
+    helper.join()
+    assert meter.attempt.outcome == "preempted"
+    assert meter.attempt.components[0].gross_j == pytest.approx(
+        gpus.truth(0, meter.attempt.start_mono_s, meter.attempt.end_mono_s), rel=0.01
+    )
 
 
 def test_handler_is_put_back(tmp_path):

@@ -72,6 +72,8 @@ class Meter:
         self._phases = 0
         self._preempted = False
         self._old_handler: Any = None
+        self._handling = False
+        self._sent = 0
         self._closing = False
         self._final: float | None = None
         self._restarts = 0
@@ -233,9 +235,12 @@ class Meter:
             sampler = self._sampler
             if sampler is None:
                 return None
+            self._sent += 1
             try:
-                os.write(sampler.stdin.fileno(), json.dumps(command).encode() + b"\n")
-                return self._reply(timeout_s)
+                os.write(sampler.stdin.fileno(), json.dumps({**command, "n": self._sent}).encode() + b"\n")
+                while (reply := self._reply(timeout_s)) is not None and reply["n"] < self._sent:
+                    pass  # the answer to a command that a signal cut short
+                return reply
             except OSError:
                 return self._lost()
 
@@ -339,11 +344,13 @@ class Meter:
     def _install_handler(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+            self._handling = True
 
     def _restore_handler(self) -> None:
-        if self._old_handler is not None:
-            signal.signal(signal.SIGTERM, self._old_handler)
-            self._old_handler = None
+        if self._handling:
+            self._handling = False
+            # None: a handler that was not installed from Python, which Python cannot put back
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._old_handler is None else self._old_handler)
 
     def _on_sigterm(self, *_: object) -> None:
         if os.getpid() != self._pid:  # a forked worker that is told to end

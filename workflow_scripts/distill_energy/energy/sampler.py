@@ -208,8 +208,9 @@ def run(sampler: Sampler, source: int, reply: Any) -> None:
             buffer += chunk
             while b"\n" in buffer:
                 line, buffer = buffer.split(b"\n", 1)
-                answer, last = sampler.handle(json.loads(line))
-                reply(answer)
+                command = json.loads(line)
+                answer, last = sampler.handle(command)
+                reply({**answer, "n": command["n"]})
                 if last:
                     return
                 if due is None and sampler.started is not None:
@@ -251,7 +252,7 @@ def main() -> None:
     try:
         sampler = Sampler(settings)
     except Exception as error:
-        reply({"failed": str(error), "user": type(error).__name__ == "UserError"})
+        reply({"n": settings["n"], "failed": str(error), "user": type(error).__name__ == "UserError"})
         return
 
     def on_sigterm(*_: object) -> None:
@@ -264,7 +265,7 @@ def main() -> None:
     if settings.get("resume"):
         sampler.replay()
     sampler.journal.write(sampler.open_record())
-    reply({"ready": sampler.described, "absent": sampler.host.absent})
+    reply({"n": settings["n"], "ready": sampler.described, "absent": sampler.host.absent})
     try:
         run(sampler, source, reply)
     finally:
