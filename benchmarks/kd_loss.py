@@ -3,8 +3,8 @@
     python benchmarks/kd_loss.py [--vocabulary 100352] [--width 576] [--positions 1024] [--response 311] [--bf16]
 
 Hidden states, output layer and teacher are random (the cost does not depend on their values). Each method runs in a
-process of its own; reported are processor seconds (the least of --repeats) and the peak of resident memory above that of
-the inputs, the weight's gradient included. Ratios are against plain cross-entropy on response rows only.
+process of its own; reported are processor seconds (the least of --repeats) and the peak of resident memory above that
+of the inputs, the weight's gradient included. Ratios are against plain cross-entropy on response rows only.
 """
 
 from __future__ import annotations

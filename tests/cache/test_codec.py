@@ -125,7 +125,7 @@ def test_samples_depend_on_seed_example_and_position_only():
     ("t", "bound"), [(1, 0.035), (1.5, 0.05), (2, 0.035), (3, 0.03), (4, 0.02), (8, 0.02), (0.7, 0.2)]
 )
 def test_log_normaliser_at_any_temperature(method, t, bound):
-    """log Z_T against float64, at cached temperatures and between: interpolation and quantisation errors are bounded."""
+    """log Z_T against float64, at cached temperatures and between: the errors are bounded."""
     spec = CacheSpec(method=method, vocab_size=20000, head=48, tail=48)
     z = logits(60, 20000, scale=2.0)
     rows = collate_teacher([unpack(pack(encode_rows(z, spec, uniforms(0, "x", 60)), spec), spec)])

@@ -283,11 +283,12 @@ def _audited(todo: list[int], n_labels: list[int], count: int) -> set[int]:
 
 
 def _audit(teacher: Teacher, spec, kept: list[tuple]) -> dict:
-    from .cache.audit import audit_batch
+    from .cache.audit import STUDENT_MIX, audit_batch
     from .cache.codec import unpack
 
     torch = teacher._torch
-    states, cut = (torch.cat([k[j] for k in kept]) for j in (0, 1))
+    states, cut = (torch.cat([k[j].float() for k in kept]) for j in (0, 1))
+    cut = torch.lerp(states, cut.to(states.device), STUDENT_MIX)
     return audit_batch(
         lambda piece: teacher.logits(states[piece]),
         lambda piece: teacher.logits(cut[piece]),

@@ -98,6 +98,9 @@ def merge(spec: "CacheSpec", shards: list[dict[str, Any]], provenance: dict[str,
             "norm_ratio_worst": max((v["norm_ratio"] for _, v in found), key=lambda r: abs(r - 1)),
             "quantisation_kl": sum(c * v["quantisation_kl"] for c, v in found) / n if n else None,
         }
+        out["audit"][key]["student_kl"] = (
+            sum(a["tokens"] * a["student_kl"] for a in audits if key in a["temperatures"]) / n if n else None
+        )
     return out
 
 
