@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def convert(spec: dict[str, Any], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@cache
 def tensor_sizes(path: Path) -> dict[str, int]:
     """Elements of every tensor of a GGUF file, read from its header."""
     from gguf import GGUFReader
