@@ -10,6 +10,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+report: "report/workflow.rst"
+
+
 # A configuration given with --configfile stands alone: Snakemake would merge it into this one key by key.
 if not workflow.overwrite_configfiles:
 

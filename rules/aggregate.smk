@@ -4,18 +4,18 @@
 # Seconds of work on small files: not worth a cluster job each.
 localrules:
     aggregate,
-    figure,
     report,
 
 
-FIGURES = [
-    "pareto",
-    "stage_breakdown",
-    "amortization",
-    "trajectories",
-    "sweep",
-    "power",
-]
+# Name → title. One rule a figure, so that each has its caption in `snakemake --report`.
+FIGURES = {
+    "pareto": "Energy against quality",
+    "stage_breakdown": "Where the energy went",
+    "amortization": "What reuse does",
+    "trajectories": "Energy to quality",
+    "sweep": "Sweeps",
+    "power": "Power over time",
+}
 
 
 rule aggregate:
@@ -25,7 +25,12 @@ rule aggregate:
     output:
         ledger="results/ledger.parquet",
         summary="results/summary.parquet",
-        csv="results/summary.csv",
+        csv=report(
+            "results/summary.csv",
+            caption="../report/summary.rst",
+            category="Tables",
+            labels={"table": "Summary"},
+        ),
     log:
         "logs/aggregate.log",
     conda:
@@ -39,21 +44,31 @@ rule aggregate:
         "../workflow_scripts/aggregate.py"
 
 
-rule figure:
-    input:
-        ledger="results/ledger.parquet",
-        summary="results/summary.parquet",
-    output:
-        pdf="results/{figure}.pdf",
-        png="results/{figure}.png",
-    log:
-        "logs/figure-{figure}.log",
-    wildcard_constraints:
-        figure="|".join(FIGURES),
-    conda:
-        ENVIRONMENT
-    script:
-        "../workflow_scripts/figure.py"
+for figure, title in FIGURES.items():
+
+    rule:
+        name:
+            f"figure_{figure}"
+        input:
+            ledger="results/ledger.parquet",
+            summary="results/summary.parquet",
+        output:
+            pdf=report(
+                f"results/{figure}.pdf",
+                caption=f"../report/{figure}.rst",
+                category="Figures",
+                labels={"figure": title},
+            ),
+            png=f"results/{figure}.png",
+        log:
+            f"logs/figure-{figure}.log",
+        localrule: True
+        conda:
+            ENVIRONMENT
+        params:
+            figure=figure,
+        script:
+            "../workflow_scripts/figure.py"
 
 
 rule report:
@@ -63,7 +78,12 @@ rule report:
         figures=expand("results/{figure}.png", figure=FIGURES)
         + ["results/measured/forecast.png"],
     output:
-        "results/report.html",
+        report(
+            "results/report.html",
+            caption="../report/page.rst",
+            category="The answer",
+            labels={"page": "Report"},
+        ),
     log:
         "logs/report.log",
     conda:

@@ -11,7 +11,12 @@ rule forecast:
     input:
         [ancient(node.sidecar) for node in plan.of("prerun")],
     output:
-        pdf="results/forecast.pdf",
+        pdf=report(
+            "results/forecast.pdf",
+            caption="../report/forecast.rst",
+            category="Figures",
+            labels={"figure": "Forecast"},
+        ),
         png="results/forecast.png",
         csv="results/forecast.csv",
     log:
@@ -28,7 +33,12 @@ rule forecast_check:
     input:
         ledger="results/ledger.parquet",
     output:
-        pdf="results/measured/forecast.pdf",
+        pdf=report(
+            "results/measured/forecast.pdf",
+            caption="../report/forecast.rst",
+            category="Figures",
+            labels={"figure": "Forecast beside the measurement"},
+        ),
         png="results/measured/forecast.png",
         csv="results/measured/forecast.csv",
     log:

@@ -5,7 +5,7 @@ from distill_energy.stage import logged
 
 with logged(snakemake):  # noqa: F821
     render(
-        snakemake.wildcards.figure,  # noqa: F821
+        snakemake.params.figure,  # noqa: F821
         snakemake.input.ledger,  # noqa: F821
         snakemake.input.summary,  # noqa: F821
         snakemake.output.pdf,  # noqa: F821
