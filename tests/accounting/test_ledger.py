@@ -210,3 +210,39 @@ def test_attempts_without_an_artifact_are_wasted_energy(root, monkeypatch):
     assert next(p for p in problems if p.kind == "orphan").message.count("100 J") == 1
     monkeypatch.setattr(ledger, "read_attempts", lambda path: [attempt(70.0, "running")])
     assert not [r for r in collect_rows([root])[0] if r["status"] == "orphan"]
+
+
+def test_a_failed_stage_measured_by_the_real_meter_becomes_an_orphan_row(root):
+    """The stage raises; its attempt is closed as failed, there is no sidecar, and its energy is not forgotten."""
+    import time
+
+    from distill_energy.energy import Meter
+    from distill_energy.energy.config import MeterConfig
+
+    name = "student_training/instructions-kd-24-layer-s0/abcdef012345"
+    with pytest.raises(RuntimeError), Meter(root / "attempts" / name, MeterConfig(0.1, gpu=False)):
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            sum(range(10000))
+        raise RuntimeError("out of memory")
+    rows, problems = collect_rows([root], {name: {"pipeline": "kd", "student": "24-layer"}})
+    row = next(r for r in rows if r["status"] == "orphan")
+    assert row["student"] == "24-layer"
+    assert row["wall_s"] > 2
+    assert row["total_j"] is None or row["total_j"] == row["wasted_j"] > 0
+    assert (row["total_j"] is None) == (row["unknown_reason"] is not None)
+    problem = next(p for p in problems if p.kind == "orphan")
+    assert "(failed)" in problem.message
+
+
+def test_a_damaged_journal_is_named_and_one_that_never_began_is_nothing(root):
+    folder = root / "attempts" / "student_training" / "instructions-kd-24-layer-s0" / "abcdef012345" / "one"
+    folder.mkdir(parents=True)
+    (folder / "journal.jsonl").write_text("")
+    rows, problems = collect_rows([root])
+    assert len(rows) == 45  # an attempt whose window never began spent nothing that is counted
+    assert problems == []
+    (folder / "journal.jsonl").write_text('{"r":"open","broken":true}\n{"r":"go"}\n')
+    _, problems = collect_rows([root])
+    assert [p.kind for p in problems] == ["rejected"]
+    assert "cannot be read" in problems[0].message
