@@ -7,6 +7,8 @@ import ctypes
 from .job import Job
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+#: PyTorch raises a plain RuntimeError where the host's memory ends.
+ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def keep_freed_memory() -> bool:
@@ -28,7 +30,7 @@ def out_of_memory(job: Job, error: BaseException) -> str | None:
 
     text = str(error)
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not known and not (isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)):
+    if not known and not (isinstance(error, RuntimeError) and any(words in text for words in ALLOCATION_FAILURES)):
         return None
     training = job.training
     size = training.get("micro_batch_size") or training["batch_size"]
