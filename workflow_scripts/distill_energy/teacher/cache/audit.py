@@ -38,7 +38,8 @@ def audit_batch(
 
     teacher_logits, student_logits: functions of a slice of rows giving fp32 [r, V]; student_hidden: [n, H];
     rows: the cache's rows of the same n tokens; weight: [V, H]. Returns tokens, student_kl and, per T, cosine,
-    norm_ratio and quantisation_kl (mean generalised KL over head, sampled tokens and the rest's mass, exact against stored).
+    norm_ratio and quantisation_kl (mean generalised KL over head, sampled tokens and the rest's mass, exact against
+    stored; for ``sampled`` it overstates the cost at T = 1, where weights come from counts and not from values).
     """
     import torch
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .spec import CacheSpec
 
 FLOOR = 200.0  # nats below the largest logit; exp(−200) is 0 in fp32
+OUTSIDE = -1e4  # stands for −∞, so that 0 · x is 0
 
 
 def uniforms(seed: int, example_id: str, n: int) -> "np.ndarray":
@@ -82,44 +83,49 @@ def concatenate(parts: "list[EncodedRows]") -> EncodedRows:
 
 
 def _encode(x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "torch.Tensor | None") -> dict:
-    """One fp32 chunk [r, V] to numpy arrays (stored ones and statistics)."""
+    """One fp32 chunk [r, V] to numpy arrays (stored ones and statistics). One pass of exp where temperatures double."""
     import torch
 
-    r = x.shape[0]
-    # Masked tokens (−∞) become merely impossible, so that no difference of infinities arises.
-    x = torch.maximum(x, x.amax(-1, keepdim=True) - FLOOR)
-    log_z = torch.logsumexp(x, -1, keepdim=True)  # at T = 1
-    if spec.head:
-        top, head_ids = torch.topk(x, spec.head, dim=-1)
-        reference = top[:, :1]
-    else:
-        top, head_ids, reference = x[:, :0], torch.empty(r, 0, dtype=torch.long, device=x.device), log_z
+    r, k = x.shape[0], spec.head
+    largest = x.amax(-1, keepdim=True)
     stats = {}
     if labels is not None:
-        stats["loss"] = (log_z - x.gather(1, labels[:, None].long()))[:, 0]
+        picked = (x.gather(1, labels[:, None].long()) - largest)[:, 0]
         stats["correct"] = (x.argmax(-1) == labels).float()
-    tail = x - reference
-    probability = torch.exp(tail + (reference - log_z))
-    stats["entropy"] = (log_z - reference)[:, 0] - (probability * tail).sum(-1)
-    tail.scatter_(1, head_ids, float("-inf"))
-    # One pass of exp for each temperature; a temperature in the proposal is kept until the draw.
-    lse, mass, proposal = [], [], None
-    for t in spec.lse_temperatures:
-        e = torch.exp(tail / t)
-        tail_sum = e.sum(-1, keepdim=True)
-        head_sum = torch.exp((top - reference) / t).sum(-1, keepdim=True)
-        lse.append(torch.log(tail_sum))
-        mass.append((head_sum / (head_sum + tail_sum))[:, 0])
+    # Masked tokens (−∞) become merely impossible, so that no difference of infinities arises.
+    x = (x - largest).clamp_(min=-FLOOR)
+    if k:
+        top, head_ids = torch.topk(x, k, dim=-1)
+        x.scatter_(1, head_ids, OUTSIDE)  # x holds the tail only from here on
+    else:
+        top, head_ids = x[:, :0], torch.empty(r, 0, dtype=torch.long, device=x.device)
+    tail_sums, head_sums, proposals = {}, {}, {}
+    e, before = None, None
+    for t in sorted({1.0, *spec.lse_temperatures}, reverse=True):
+        e = torch.mul(e, e) if before == 2 * t else torch.exp(x / t)
+        before = t
+        tail_sums[t] = e.sum(-1, keepdim=True)
+        head_sums[t] = torch.exp(top / t).sum(-1, keepdim=True)
         if t in spec.proposal_temperatures:
-            e = e.div_(tail_sum.clamp_min(1e-38))
-            proposal = e if proposal is None else proposal.add_(e)
-    stats["head_mass"] = torch.stack(mass, -1)
-    lse_codes = ((torch.cat(lse, -1) - LSE_LOW) / LSE_STEP).round().clamp(0, 65535)
-    head_codes = _ranked_codes(reference - top, spec)
-    if spec.tail and proposal is not None:
-        ids, counts = _systematic(proposal, spec.tail, u)
-        values = tail.gather(1, ids.clamp_min(0)).neg()
-        low = head_codes[:, -1:] if spec.head else torch.zeros(r, 1, device=x.device)
+            proposals[t] = e
+    z = tail_sums[1.0] + head_sums[1.0]
+    log_z = torch.log(z)[:, 0]  # relative to the largest logit, like all below
+    # e is exp(x) now only if 1 is the smallest temperature.
+    e1 = e if before == 1.0 else torch.exp(x)
+    dot = torch.linalg.vecdot(e1, x)[:, None] + (torch.exp(top) * top).sum(-1, keepdim=True)
+    stats["entropy"] = log_z - (dot / z)[:, 0]
+    if labels is not None:
+        stats["loss"] = log_z - picked
+    stats["head_mass"] = torch.cat([head_sums[t] / (head_sums[t] + tail_sums[t]) for t in spec.lse_temperatures], -1)
+    reference = torch.zeros_like(largest) if k else log_z[:, None]
+    lse = torch.cat([torch.log(tail_sums[t]) - reference / t for t in spec.lse_temperatures], -1)
+    lse_codes = ((lse - LSE_LOW) / LSE_STEP).round().clamp(0, 65535)
+    head_codes = _ranked_codes(-top, spec)
+    if spec.tail:
+        shares = [p.div(tail_sums[t].clamp_min(1e-38)) for t, p in proposals.items()]
+        ids, counts = _systematic(sum(shares[1:], shares[0]), spec.tail, u)
+        values = reference - x.gather(1, ids.clamp_min(0))
+        low = head_codes[:, -1:] if k else torch.zeros(r, 1, device=x.device)
         codes = (values / spec.value_step).round()
         # Stored relative to the last of the head, in value_bits bits.
         codes = torch.minimum(torch.maximum(codes, low), low + (2**spec.value_bits - 1))
@@ -162,9 +168,10 @@ def _systematic(proposal: "torch.Tensor", draws: int, u: "torch.Tensor") -> tupl
     import torch
 
     r = proposal.shape[0]
-    cdf = torch.cumsum(proposal, -1, dtype=torch.float64)
+    # fp32: the rounding of a boundary moves chance from one token to its neighbour, either way alike.
+    cdf = torch.cumsum(proposal, -1)
     total = cdf[:, -1:].clone()
-    points = (torch.arange(draws, device=cdf.device, dtype=torch.float64) + u[:, None].double()) / draws * total
+    points = (torch.arange(draws, device=cdf.device) + u[:, None]) / draws * total
     drawn = torch.searchsorted(cdf, points, right=True).clamp_max(cdf.shape[1] - 1)
     empty = total[:, 0] <= 0  # nothing outside the head
     first = torch.ones_like(drawn, dtype=torch.bool)
