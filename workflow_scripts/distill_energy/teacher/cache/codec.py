@@ -58,15 +58,10 @@ def _planes(values: np.ndarray, n_bytes: int) -> list[np.ndarray]:
 
 
 def _join(planes: list[np.ndarray], dtype=np.int32) -> np.ndarray:
-    if len(planes) == 1:
-        return planes[0].astype(dtype)
-    # Bytes side by side are the number: no shifts, one pass.
-    width = 2 if len(planes) == 2 else 4
-    out = np.zeros((*planes[0].shape, width), np.uint8) if len(planes) == 3 else None
-    out = np.empty((*planes[0].shape, width), np.uint8) if out is None else out
-    for i, plane in enumerate(planes):
-        out[..., i] = plane
-    return out.view("<u2" if width == 2 else "<i4")[..., 0].astype(dtype, copy=False)
+    out = planes[0].astype(dtype)
+    for i, plane in enumerate(planes[1:], 1):
+        out |= plane.astype(dtype) << (8 * i)
+    return out
 
 
 def _id_bytes(spec: "CacheSpec") -> int:
