@@ -1,7 +1,8 @@
 """Packing the rows of one example into three small binaries, and back. numpy and pyarrow's zstd.
 
 Each binary is one zstd frame, cut into blocks of one kind of byte, so that each kind has its own Huffman table and what
-cannot be compressed is stored raw. All planes are rank-major (all tokens' rank 0, then rank 1, …):
+cannot be compressed is stored raw. Planes of the head are rank-major (all tokens' rank 0, then rank 1, …), those of the
+ragged tail token-major:
 
 * ``head``: id bytes, low plane, middle plane, and bits above 16; then differences of successive value codes
   (16 bits at rank 1, where a confident token's gap is large; ``value_bits`` after), grouped by rank;
@@ -138,48 +139,61 @@ def unpack(packed: PackedRows, spec: "CacheSpec") -> TeacherRows:
         cursor = _Cursor(_decompress(packed.tail, size))
         number = _join(cursor.planes(n, 2))
         width = int(number.max())
-    ids = np.zeros((k + width, n), np.int32)  # rank-major, like the file; returned transposed
-    values = np.zeros((k + width, n), np.float32)
-    counts = np.zeros((width, n), np.int16)
+    ids = np.empty((n, k + width), np.int32)
+    values = np.empty((n, k + width), np.float32)
+    counts = np.zeros((n, width), np.int16)
     last = np.zeros(n, np.int32)
     if k:
-        bits = max(0, (spec.vocab_size - 1).bit_length() - 16)
-        high_size = bits * ((n * k + 7) // 8)
-        first, after = min(k - 1, 1) * n, max(k - 2, 0) * n
-        head = _Cursor(_decompress(packed.head, k * n * min(id_bytes, 2) + high_size + 2 * first + value_bytes * after))
-        ids[:k] = _join([p.reshape(k, n) for p in head.planes(k * n, min(id_bytes, 2))])
-        if bits:
-            ids[:k] |= _unhigh_bits(head.take(high_size), bits, (k, n))
-        steps = np.zeros((k, n), np.int32)
-        if k > 1:
-            steps[1] = _join(head.planes(n, 2))
-        if value_bytes == 1:
-            steps[2:] = head.take(after).reshape(max(k - 2, 0), n)
-        else:
-            for start, stop in zip(_GROUPS, (*_GROUPS[1:], k), strict=True):
-                group = slice(start + 1, min(stop, k) + 1)
-                rows = max(len(range(k)[group]), 0)
-                steps[group] = _join([p.reshape(rows, n) for p in head.planes(rows * n, value_bytes)])
-        np.cumsum(steps, axis=0, out=steps)
-        np.multiply(steps, -step, out=values[:k], casting="unsafe")
+        head_ids, steps = _unpack_head(packed, n, spec)
+        np.cumsum(steps, axis=0, out=steps)  # rank-major: whole rows are added
+        ids[:, :k] = head_ids.T
+        np.multiply(steps.T, -step, out=values[:, :k], casting="unsafe")
         last = steps[-1]
     if width:
-        gaps = _join(cursor.planes(tail_total, id_bytes))
-        draws = _join(cursor.planes(tail_total, 2), np.int16) + 1
+        tail_ids = _join(cursor.planes(tail_total, id_bytes)) + 1
+        counts = _join(cursor.planes(tail_total, 2), np.int16) + np.int16(1)
         codes = _join(cursor.planes(tail_total, value_bytes))
         if tail_total == width * n:  # every row has as many: no mask needed
-            tail_gaps, tail_draws, tail_codes = (a.reshape(n, width).T for a in (gaps, draws, codes))
+            tail_ids, counts, codes = (a.reshape(n, width) for a in (tail_ids, counts, codes))
         else:
             mask = np.arange(width)[None, :] < number[:, None]
-            tail_gaps, tail_draws, tail_codes = (np.zeros((n, width), a.dtype) for a in (gaps, draws, codes))
-            for target, source in ((tail_gaps, gaps), (tail_draws, draws), (tail_codes, codes)):
+            flat, (tail_ids, counts, codes) = (
+                (tail_ids, counts, codes),
+                (np.zeros((n, width), a.dtype) for a in (tail_ids, counts, codes)),
+            )
+            for target, source in zip((tail_ids, counts, codes), flat, strict=True):
                 target[mask] = source
-            tail_gaps, tail_draws, tail_codes = tail_gaps.T, tail_draws.T, tail_codes.T
-        tail_ids = np.cumsum(tail_gaps + 1, axis=0, dtype=np.int32) - 1
-        counts = tail_draws
-        ids[k:] = np.where(counts > 0, tail_ids, 0)
-        np.multiply(tail_codes + last, -step, out=values[k:], casting="unsafe")
-    return TeacherRows(ids.T, values.T, counts.T, tail_lse, spec)
+        np.cumsum(tail_ids, axis=1, out=ids[:, k:])
+        ids[:, k:] -= 1
+        if tail_total != width * n:
+            ids[:, k:][~mask] = 0
+        codes += last[:, None]
+        np.multiply(codes, -step, out=values[:, k:], casting="unsafe")
+    return TeacherRows(ids, values, counts, tail_lse, spec)
+
+
+def _unpack_head(packed: PackedRows, n: int, spec: "CacheSpec") -> tuple[np.ndarray, np.ndarray]:
+    """(ids, differences of value codes), both [K, n]."""
+    k, id_bytes, value_bytes = spec.head, _id_bytes(spec), _value_bytes(spec)
+    bits = max(0, (spec.vocab_size - 1).bit_length() - 16)
+    high_size = bits * ((n * k + 7) // 8)
+    first, after = min(k - 1, 1) * n, max(k - 2, 0) * n
+    size = k * n * min(id_bytes, 2) + high_size + 2 * first + value_bytes * after
+    head = _Cursor(_decompress(packed.head, size))
+    ids = _join([p.reshape(k, n) for p in head.planes(k * n, min(id_bytes, 2))])
+    if bits:
+        ids |= _unhigh_bits(head.take(high_size), bits, (k, n))
+    steps = np.zeros((k, n), np.int32)
+    if k > 1:
+        steps[1] = _join(head.planes(n, 2))
+    if value_bytes == 1:
+        steps[2:] = head.take(after).reshape(max(k - 2, 0), n)
+    else:
+        for start, stop in zip(_GROUPS, (*_GROUPS[1:], k), strict=True):
+            group = slice(start + 1, min(stop, k) + 1)
+            rows = len(range(k)[group])
+            steps[group] = _join([p.reshape(rows, n) for p in head.planes(rows * n, value_bytes)])
+    return ids, steps
 
 
 class _Cursor:
