@@ -202,10 +202,11 @@ def test_joules_and_phases(gpus, tmp_path):
         cost = (time.perf_counter() - began) / 1000
     assert 0 < first < second
     assert cost < 1e-4, "called at each training step"
+    assert phase.source == "measured"
     (booked,) = meter.attempt.phases
     assert booked.name == "evaluation" and booked.wall_s == pytest.approx(0.5, abs=0.1)
     assert booked.gross_j == pytest.approx(200 * booked.wall_s, rel=0.02)
-    assert phase.joules == pytest.approx(booked.gross_j, rel=0.02)
+    assert phase.joules == pytest.approx(booked.gross_j, rel=0.02) and phase.source == booked.source
     energy, _, _ = fold_attempts([meter.attempt])
     assert booked.gross_j < energy.gross_j
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..store.sidecar import Attempt, total
+from ..store.sidecar import Attempt, Source, total
 from . import journal
 from .attempts import UNSAVED, read_attempt
 from .board import TOKEN_KINDS, Board
@@ -31,12 +31,15 @@ DIED = "the sampler ended before the stage"
 
 
 class PhaseHandle:
-    """What ``with meter.phase(name) as phase`` gives; ``joules`` is known after the block, None if it is unknown."""
+    """What ``with meter.phase(name) as phase`` gives. After the block ``joules`` and its ``source`` are known, or
+    ``joules`` is None and ``reason`` says why."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.joules: float | None = None
         self.wall_s: float | None = None
+        self.source: Source | None = None
+        self.reason: str | None = None
 
 
 class Meter:
@@ -99,6 +102,8 @@ class Meter:
         self.folder = self._make_folder()
         self._board = Board.create()
         ready = self._start_sampler()
+        estimated = any(d["kind"] == "codecarbon" and d["component"] == "cpu" for d in ready["ready"])
+        self._source = "estimated" if estimated else "measured"
         gpus = [device["device"] for device in ready["ready"] if device["component"] == "gpu"]
         if gpus and self.config.exclusive:
             try:
@@ -212,6 +217,9 @@ class Meter:
             handle.wall_s = ended["t"] - begun["t"]
             if begun["total"] is not None and ended["total"] is not None:
                 handle.joules = ended["total"] - begun["total"]
+                handle.source = self._source
+            else:
+                handle.source, handle.reason = "unavailable", "the total was unknown when the phase began or ended"
 
     def write_power(self, path: str | Path) -> None:
         """Write the power trace of every attempt of this stage (see :func:`distill_energy.energy.write_power`)."""
