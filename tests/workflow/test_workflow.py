@@ -44,6 +44,14 @@ def test_every_stage_has_an_honest_sidecar_and_whole_files(finished):
             assert by["gpu"].source == "unavailable" and by["gpu"].gross_j is None and by["gpu"].reason
 
 
+def test_snakemake_report_has_every_figure_with_its_caption(finished, tmp_path):
+    finished.run("--report", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    for title in ("Energy against quality", "Where the energy went", "What reuse does", "Summary"):
+        assert title in page
+    assert "Hollow points are dominated" in page
+
+
 def test_second_run_plans_nothing(finished):
     assert not finished.planned()
 
