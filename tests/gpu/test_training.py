@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill_energy.errors import UserError
-from train.tiny import CountingMeter, params, run, write_rows
+from tests.train.tiny import CountingMeter, params, run, write_rows
 
 pytestmark = [
     pytest.mark.gpu,
