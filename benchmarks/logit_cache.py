@@ -3,8 +3,8 @@
     python benchmarks/logit_cache.py [--model FOLDER] [--examples 8] [--length 1024] [--response 311]
 
 Storage: synthetic logits on 100,352 tokens that fall off as 1.1 to 1.8·log(rank) with Gaussian noise of 1 nat, tokens
-in random order (real token ids compress better). Each method runs in a process of its own. The reference keeps the top 100
-log-probabilities of *every* position at one temperature as nested lists in a ``datasets`` table, saved in chunks and
+in random order (real token ids compress better). Each method runs in a process of its own. The reference keeps the top
+100 log-probabilities of *every* position at one temperature as nested lists in a ``datasets`` table, saved in chunks and
 once more as a whole; it is read back as lists. Bytes and rates are per response token, rates in tokens a processor
 second (making the logits is left out), memory is the peak above that of the inputs.
 
@@ -152,6 +152,9 @@ def worker(name: str, args, pipe) -> None:
     import torch
 
     torch.set_num_threads(1)
+    import datasets  # noqa: F401  (imports are not what is measured)
+    import pyarrow.parquet  # noqa: F401
+
     with tempfile.TemporaryDirectory() as folder:
         pipe.send((run_reference if name == "reference" else run_ours)(name, args, Path(folder)))
 

@@ -39,12 +39,13 @@ def encode_rows(
     spec: "CacheSpec",
     uniform: "np.ndarray | torch.Tensor",
     labels: "torch.Tensor | None" = None,
-    chunk_rows: int = 64,
+    chunk_rows: int | None = None,
 ) -> EncodedRows:
     """Quantise teacher logits.
 
     logits: [n, V] of any float type; uniform: [n] in [0, 1), one a row (``uniforms``); labels: [n] token ids, for the
-    teacher's loss and accuracy. At most ``chunk_rows`` rows are held in fp32 at a time. V must be ``spec.vocab_size``.
+    teacher's loss and accuracy. At most ``chunk_rows`` rows (None: about 8 MB of them on a CPU, 128 MB on a GPU) are
+    held in fp32 at a time. V must be ``spec.vocab_size``.
     """
     import torch
 
@@ -52,6 +53,7 @@ def encode_rows(
     if vocabulary != spec.vocab_size:
         raise ValueError(f"{vocabulary} logits a row, the cache's vocabulary has {spec.vocab_size}")
     uniform = torch.as_tensor(uniform, dtype=torch.float32, device=logits.device)
+    chunk_rows = chunk_rows or max(1, (1 << (25 if logits.is_cuda else 21)) // vocabulary)
     parts = []
     for start in range(0, n, chunk_rows):
         rows = slice(start, start + chunk_rows)
