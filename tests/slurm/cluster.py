@@ -30,6 +30,7 @@ from slurm_processes import (
     MARK,
     ClusterError,
     Unavailable,
+    command_of,
     die_with_parent,
     end,
     kill_quietly,
@@ -187,8 +188,11 @@ class Cluster:
         conf = ETC / "slurm.conf"
         if conf.is_symlink():
             other = Path(os.readlink(conf)).parent
-            if marked(str(other)):
+            left = marked(str(other))
+            if any(b"slurmctld" in command_of(pid) for pid in left):
                 raise Unavailable(f"a test cluster is up at {other}: `cluster.py down --root {other}` stops it")
+            for pid in left:  # jobs of a cluster whose test run was killed, and its daemons with it
+                end(pid, grace=0)
         if conf.exists() and f"ClusterName={NAME}" not in conf.read_text():
             raise Unavailable(f"{conf} belongs to another SLURM; it is left alone")
 

@@ -56,6 +56,14 @@ def marked(root: str, node: str | None = None) -> list[int]:
     return found
 
 
+def command_of(pid: int) -> bytes:
+    """A process's program and arguments; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def end(pid: int, grace: float = 5) -> None:
     """SIGTERM, then SIGKILL after ``grace`` seconds."""
     if grace:

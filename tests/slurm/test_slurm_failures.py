@@ -1,12 +1,15 @@
 """A real SLURM, and what goes wrong on one: nothing is lost, and every attempt's joules are counted.
 
-Each case starts from the finished tiny workflow and trains one more seed, long enough to be hit in mid-stage, after
-its first checkpoint. The teacher's artifacts are there already: that no teacher job is submitted is checked each time.
+Each case starts from the finished tiny workflow and trains one more seed. After its first checkpoint the stage is
+stopped (SIGSTOP), so that what goes wrong hits it in mid-stage on a fast machine and on a busy one. The teacher's
+artifacts are there already: that no teacher job is submitted is checked each time.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -19,14 +22,14 @@ from slurm_workflow import Workflow, configuration
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-STEPS = 240  # of some 20 to 50 ms each
+STEPS = 60
 
 
 class Case:
     """A workflow whose one missing stage is a training."""
 
-    def __init__(self, finished: Workflow, folder: Path, steps: int = STEPS) -> None:
-        training = {"max_steps": steps, "eval_every": steps, "checkpoint_every": 10, "patience": 100}
+    def __init__(self, finished: Workflow, folder: Path) -> None:
+        training = {"max_steps": STEPS, "eval_every": STEPS, "checkpoint_every": 5, "patience": 100}
         config = configuration(training=training, pipelines={"kd": {"kind": "kd", "alpha": 0.3, "temperature": 2.0}})
         config["accounting"] = {"baseline": "kd"}
         config["seeds"] = [7]
@@ -34,10 +37,25 @@ class Case:
         (self.spec,) = self.workflow.plan().of("student_training")
 
     def start(self) -> dict[str, str]:
-        """Start, wait for a checkpoint; returns the SLURM job that runs the training."""
+        """Start, wait for a checkpoint, stop the stage; returns the SLURM job that runs it."""
         self.workflow.start([self.spec.sidecar])
         self.workflow.wait_for_checkpoint(self.spec)
+        holder = json.loads((self.workflow.folder / self.spec.attempts / "lock").read_text())
+        self.stage = int(holder["pid"])
+        os.kill(self.stage, signal.SIGSTOP)
+        assert not (self.workflow.folder / self.spec.sidecar).exists(), "the stage ended before it was stopped"
         return self.workflow.jobs("student_training")[-1]
+
+    def go_on(self) -> None:
+        """Let the stopped stage run."""
+        os.kill(self.stage, signal.SIGCONT)
+
+    def wait_for_second(self) -> None:
+        """Wait until another process waits at the artifact's lock."""
+        logs = self.workflow.folder / "logs" / "student_training"
+        self.workflow.wait_for(
+            lambda: any("waiting: " in path.read_text() for path in logs.rglob("*.log")), "a second one at the lock"
+        )
 
     def finish(self, seconds: float = 400) -> Any:
         """Wait for the end; the sidecar, after the checks that every case shares."""
@@ -114,18 +132,18 @@ def test_lost_node_is_replaced(finished: Workflow, whole_cluster: Cluster, tmp_p
 
 def test_lost_slurmd_leaves_one_stage_not_two(finished: Workflow, whole_cluster: Cluster, tmp_path: Path) -> None:
     """slurmd dies, its job lives on, SLURM starts the job again elsewhere: the lock lets one of them work."""
-    case = Case(finished, tmp_path, steps=4 * STEPS)
+    case = Case(finished, tmp_path)
     job = case.start()
     whole_cluster.kill_slurmd(job["NodeList"])
+    case.wait_for_second()
+    case.go_on()
     record = case.finish()
     (after,) = case.workflow.jobs("student_training")
     assert after["NodeList"] != job["NodeList"] and after["Restarts"] == "1"
     # the orphan finished the stage; the restarted job found the artifact whole
     assert outcomes(record) == ["completed"]
-    log = Path(after["StdOut"]).read_text() + "".join(
-        path.read_text() for path in case.workflow.folder.glob("logs/student_training/**/*.log")
-    )
-    assert "waiting: " in log or "the artifact is whole already" in log
+    logs = list((case.workflow.folder / "logs" / "student_training").rglob("*.log"))
+    assert any("the artifact is whole already" in path.read_text() for path in logs)
 
 
 def test_jobs_outlive_a_killed_snakemake_and_are_not_doubled(
@@ -137,6 +155,8 @@ def test_jobs_outlive_a_killed_snakemake_and_are_not_doubled(
     assert whole_cluster.run("squeue", "-h", "-j", job["JobId"], "-o", "%T").strip() == "RUNNING"
     shutil.rmtree(case.workflow.folder / ".snakemake" / "locks")  # what `snakemake --unlock` does
     case.workflow.start([case.spec.sidecar])
+    case.wait_for_second()
+    case.go_on()
     record = case.finish()
     assert outcomes(record) == ["completed"]
     assert len(case.workflow.jobs("student_training")) == 2  # the duplicate waited and found the work done
