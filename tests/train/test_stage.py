@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill_energy.errors import UserError
+from distill_energy.train import loop
+from distill_energy.train.batching import Sampler
 from distill_energy.train.trajectory import COLUMNS
 
 from .tiny import CountingMeter, params, run
@@ -63,8 +65,10 @@ def test_same_seed_same_losses_other_seed_others(tmp_path, data):
 
 
 @pytest.mark.parametrize("changes", [{"micro_batch_size": 1}, {"micro_batch_size": 2}, {"packing": True}])
-def test_micro_batches_and_packing_change_nothing(tmp_path, data, changes):
+def test_micro_batches_and_packing_change_nothing(tmp_path, data, changes, monkeypatch):
     """Unequal label counts: the loss is the mean over the effective batch's labels however it is cut."""
+    # Packed batches are not sorted by length; here they are, so that both runs see the same batches.
+    monkeypatch.setattr(loop, "Sampler", lambda lengths, size, seed, bucketed: Sampler(lengths, size, seed))
     _, whole, _ = run(tmp_path / "a", params(), data)
     meter = CountingMeter()
     results, cut, _ = run(tmp_path / "b", params(**changes), data, meter)
@@ -74,6 +78,12 @@ def test_micro_batches_and_packing_change_nothing(tmp_path, data, changes):
         assert a == pytest.approx(b, rel=2e-3)
     if changes.get("packing") or changes.get("micro_batch_size") == 1:
         assert results["padding_share"] == 0 and meter.tokens["padding"] == 0
+
+
+def test_packed_batches_are_not_sorted_by_length(tmp_path, data):
+    _, padded, _ = run(tmp_path / "a", params(), data)
+    _, packed, _ = run(tmp_path / "b", params(packing=True), data)
+    assert [r["tokens"] for r in packed] != [r["tokens"] for r in padded]
 
 
 def test_synthetic_stops_on_its_own_rows_and_reports_gold(tmp_path, data):

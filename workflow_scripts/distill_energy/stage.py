@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import shutil
 import sys
 import traceback
@@ -34,6 +35,8 @@ class StageContext:
 
 def run_stage(job: Any, main: Callable[[StageContext], dict | None]) -> None:
     """Entry of a rule's script: ``job`` is Snakemake's ``snakemake`` object with the spec among its params."""
+    # Threads that wait should sleep: by default they spin, which burns joules, and on a busy host multiplies the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     spec = StageSpec.from_json(job.params.spec)
     with logged(job, f"{spec.stage}/{spec.name}"):
         execute(spec, main)

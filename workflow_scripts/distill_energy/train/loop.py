@@ -32,7 +32,9 @@ class Loop:
         self.job, self.setup = job, setup
         self.training, self.peers = job.training, job.peers
         choices = setup.choices
-        self.sampler = Sampler(setup.train.lengths(), self.training["batch_size"], job.seed)
+        # A packed row has no padding, so its batch need not be of one length: random batches learn more in few steps.
+        bucketed = not self.training["packing"]
+        self.sampler = Sampler(setup.train.lengths(), self.training["batch_size"], job.seed, bucketed)
         self.labels = setup.train.label_counts()
         self.evaluations = set(
             evaluation_steps({**self.training, "eval_every": choices.eval_every(self.training["eval_every"])})
