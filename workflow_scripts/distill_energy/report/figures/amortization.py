@@ -11,6 +11,8 @@ from ...accounting.labels import pipeline_name
 from .. import style
 from ..select import headline, omitted_note
 
+MOST_PANELS = 18
+
 
 def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path, columns: int = 3) -> None:
     """Write the amortisation figure: a panel a student. The curve is E_teacher/N + E_student, the line the baseline's
@@ -22,6 +24,8 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path,
             "No pipeline reuses a teacher artifact beside a baseline of the same student and data set.", pdf, png
         )
         return
+    found = len(panels)
+    panels = panels[:MOST_PANELS]
     plt = style.pyplot()
     columns = min(columns, len(panels))
     lines = math.ceil(len(panels) / columns)
@@ -43,7 +47,8 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path,
         grid[index // columns][index % columns].axis("off")
     _legend(figure, panels, every)
     figure.tight_layout(w_pad=1.2)
-    style.footnote(figure, omitted_note(summary, shown))
+    more = f"The first {MOST_PANELS} of {found} students." if found > MOST_PANELS else ""
+    style.footnote(figure, f"{omitted_note(summary, shown)} {more}".strip())
     style.save(figure, pdf, png)
 
 

@@ -12,7 +12,8 @@ from .. import style
 from ..select import headline
 
 MOST_FAMILIES = 6
-MOST_LABELS = 24  # beyond this many, only the front is labelled
+MOST_LABELS = 24  # beyond this many, only points of the front are labelled, evenly chosen
+MOST_BARS = 60  # beyond this many, only points of the front are drawn large and with bars
 
 VIEWS = {
     "oneoff": "One-off: the teacher counted whole",
@@ -43,6 +44,7 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
     for (family, view), axes in panels.items():
         rows = [r for r in drawn if (r["teacher"], r["dataset"]) == family]
         shown = {r["group"] for r in headline(rows)}
+        shown = shown if len(shown) <= MOST_BARS else set()
         brief = len(families) > 1 or view != "oneoff"
         placing[axes] = _panel(axes, view, rows, shown, factor, every, brief)
         if len(families) == 1:
@@ -99,18 +101,18 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
         low, high = row[f"e_{view}_low_kwh"], row[f"e_{view}_high_kwh"]
         xerr = None if low is None else [[x - max(low, 0) * factor], [high * factor - x]]
         yerr = None if row["q_low"] is None else [[max(y - row["q_low"], 0)], [max(row["q_high"] - y, 0)]]
-        if yerr:
-            lines.append([(x, y - yerr[0][0]), (x, y + yerr[1][0])])
         on_front = row[f"on_front_{view}"]
         if row["group"] not in shown and not on_front:  # another setting of a sweep
             axes.plot(x, y, marker, ms=3.2, mfc="white", mec=colour, mew=0.7, alpha=0.6, zorder=3, ls="none")
             continue
+        if yerr:
+            lines.append([(x, y - yerr[0][0]), (x, y + yerr[1][0])])
         if xerr or yerr:
             axes.errorbar(
                 x, y, yerr, xerr, fmt="none", ecolor=colour, elinewidth=0.8, capsize=1.5, alpha=0.45, zorder=2
             )
         axes.plot(x, y, marker, ms=6.5, mfc=colour if on_front else "white", mec=colour, mew=1.3, zorder=4, ls="none")
-        if on_front or len(shown) <= MOST_LABELS:
+        if on_front or 0 < len(shown) <= MOST_LABELS:
             labels.append((x, y, _text(row, brief), style.darker(colour)))
     front = sorted((r[f"e_{view}_kwh"] * factor, r["q"]) for r in points if r[f"on_front_{view}"])
     if len(front) > 1 and len({(r["teacher"], r["dataset"]) for r in points}) == 1:
@@ -125,6 +127,10 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
         axes.set_xlim(left=0)
         if values:
             axes.set_xlim(right=max(max(values) * 1.18, axes.get_xlim()[1]))
+    if len(labels) > MOST_LABELS:
+        ordered = sorted(labels)
+        labels = [ordered[round(i * (len(ordered) - 1) / (MOST_LABELS - 1))] for i in range(MOST_LABELS)]
+        lines = []
     return labels, lines
 
 
@@ -168,8 +174,12 @@ def _notes(figure, summary, more: str) -> None:
         notes.append("Real N: " + " to ".join(str(n) for n in dict.fromkeys((reuse[0], reuse[-1]))) + ".")
     if len(headline(summary)) < len(summary):
         notes.append("Small points: other settings of a sweep.")
+    elif len(summary) > MOST_BARS:
+        notes.append("Small points: dominated.")
     missing = [r for r in summary if r["q"] is None or r["e_oneoff_kwh"] is None]
-    for row in missing:
+    if len(missing) > 12:
+        notes.append(f"Not shown: {len(missing)} more, named in the tables.")
+    for row in missing if len(missing) <= 12 else ():
         why = row["q_reason"] if row["q"] is None else row["e_reason"]
         notes.append(f"Not shown: {row['label']} ({why}).")
     style.footnote(figure, " ".join(notes))

@@ -12,6 +12,7 @@ from ...accounting.trajectory import COMPARABLE, Trajectory, read_trajectory
 from .. import style
 
 NEEDS = "ledger"
+MOST_PANELS = 18
 
 
 def draw(rows: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path, columns: int = 3) -> None:
@@ -22,6 +23,8 @@ def draw(rows: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path, co
             "No training run has a trajectory with joules and a loss on the shared validation answers.", pdf, png
         )
         return
+    count = len(panels)
+    panels = dict(list(panels.items())[:MOST_PANELS])
     plt = style.pyplot()
     columns = min(columns, len(panels))
     lines = math.ceil(len(panels) / columns)
@@ -46,9 +49,9 @@ def draw(rows: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path, co
         grid[index // columns][index % columns].axis("off")
     _legend(figure, every)
     figure.tight_layout(w_pad=1.0)
-    style.footnote(
-        figure, "One line a run. The loss is that on the data set's own validation answers for every pipeline."
-    )
+    more = f" The first {MOST_PANELS} of {count} students." if count > MOST_PANELS else ""
+    note = "One line a run. The loss is that on the data set's own validation answers for every pipeline."
+    style.footnote(figure, note + more)
     style.save(figure, pdf, png)
 
 
