@@ -185,7 +185,7 @@ def test_an_unknown_energy_is_a_problem_with_its_reason(root):
 
 def test_attempts_without_an_artifact_are_wasted_energy(root, monkeypatch):
     """The journal has its own tests; here what it yields enters the ledger."""
-    from distill_energy.accounting import ledger
+    from distill_energy.accounting import outside
 
     folder = root / "attempts" / "student_training" / "instructions-kd-24-layer-s0" / "abc"
     (folder / "a1").mkdir(parents=True)
@@ -202,13 +202,13 @@ def test_attempts_without_an_artifact_are_wasted_energy(root, monkeypatch):
             components=[part],
         )
 
-    monkeypatch.setattr(ledger, "read_attempts", lambda path: [attempt(70.0, "killed"), attempt(30.0, "failed")])
+    monkeypatch.setattr(outside, "read_attempts", lambda path: [attempt(70.0, "killed"), attempt(30.0, "failed")])
     rows, problems = collect_rows([root], {"student_training/instructions-kd-24-layer-s0/abc": {"pipeline": "kd"}})
     row = next(r for r in rows if r["status"] == "orphan")
     assert row["total_j"] == row["wasted_j"] == 100.0
     assert row["pipeline"] == "kd"
     assert next(p for p in problems if p.kind == "orphan").message.count("100 J") == 1
-    monkeypatch.setattr(ledger, "read_attempts", lambda path: [attempt(70.0, "running")])
+    monkeypatch.setattr(outside, "read_attempts", lambda path: [attempt(70.0, "running")])
     assert not [r for r in collect_rows([root])[0] if r["status"] == "orphan"]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..store.atomic import replacing, write_parquet
-from .ledger import Problem, collect_rows, mark_current, problem_rows, schema
+from .ledger import collect_rows, mark_current, problem_rows
 from .options import Options
+from .rows import Problem, schema
 from .summary import summarise
 
 #: Metadata keys of the Parquet files.

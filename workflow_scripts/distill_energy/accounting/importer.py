@@ -23,7 +23,7 @@ from ..store.atomic import write_parquet
 from ..store.sidecar import Co2e, Component, Gpu, Hardware, PerToken, Quality, Tokens
 from .build import make_sidecar, write_sidecar
 from .graph import Key
-from .ledger import canonical
+from .rows import canonical
 
 #: What the harness calls its stages, most particular first.
 STAGE_WORDS = (
@@ -291,7 +291,7 @@ def import_runs(
 
 def _existing(out: Path) -> list[tuple[Key, Mapping[str, Any]]]:
     from ..store.sidecar import read
-    from .ledger import artifact_folders
+    from .rows import artifact_folders
 
     return [
         (key, read(folder / "energy.json").labels)

@@ -12,7 +12,7 @@ from ..store.sidecar import Component, Hardware
 from .breakeven import JOULES_PER_KWH, whole_reuses
 from .build import make_sidecar, write_scores, write_sidecar
 from .graph import Key
-from .ledger import canonical
+from .rows import canonical
 
 SUITE = "published"
 BENCHMARK = "the published Q"

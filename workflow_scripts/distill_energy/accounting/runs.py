@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .graph import TEACHER, Key, Provenance
-from .ledger import key_of
+from .rows import key_of
 
 Row = Mapping[str, Any]
 

@@ -14,8 +14,9 @@ from .breakeven import JOULES_PER_KWH, BreakEven, n_star, t_star
 from .graph import TEACHER
 from .intervals import Estimate, mean_interval
 from .labels import group_labels, pipeline_name
-from .ledger import key_of, provenance
+from .ledger import provenance
 from .options import Options
+from .rows import key_of
 from .runs import Row, Run, build_runs
 
 VIEWS = ("oneoff", "amortised", "marginal")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..accounting.aggregate import read_ledger, read_summary
-from ..accounting.ledger import OUTSIDE, Problem
+from ..accounting.rows import OUTSIDE, Problem
 from . import dag
 from .sentences import detail, energy, sentence
 from .style import energy_unit, number
