@@ -4,8 +4,8 @@
 
 Storage: synthetic logits on 100,352 tokens that fall off as 1.1 to 1.8·log(rank) with Gaussian noise of 1 nat, tokens
 in random order (real token ids compress better). Each method runs in a process of its own. The reference keeps the top
-100 log-probabilities of *every* position at one temperature as nested lists in a ``datasets`` table, saved in chunks and
-once more as a whole; it is read back as lists. Bytes and rates are per response token, rates in tokens a processor
+100 log-probabilities of *every* position at one temperature as nested lists in a ``datasets`` table, saved in chunks
+and once more as a whole; it is read back as lists. Bytes and rates are per response token, rates in tokens a processor
 second (making the logits is left out), memory is the peak above that of the inputs.
 
 Exactness, with --model (a Hugging Face folder): batch gradients of each method against the full KL on a text, for the

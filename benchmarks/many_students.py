@@ -100,7 +100,17 @@ def measure(students: int, jobs: int, plan_only: bool) -> dict[str, Any]:
         config = lay(folder, students)
         report: dict[str, Any] = {"students": students, "planner": planning(config)}
         stages = report["planner"]["stages"]
-        base = [sys.executable, "-m", "snakemake", "--configfile", config.name, "--cores", str(jobs), "--quiet", "progress"]
+        base = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--configfile",
+            config.name,
+            "--cores",
+            str(jobs),
+            "--quiet",
+            "progress",
+        ]
         # every sidecar instead of the figures, which would need real ones
         (folder / "rules" / "aggregate.smk").write_text("rule sidecars:\n    input: plan.sidecars\n")
         snakefile = (folder / "Snakefile").read_text()

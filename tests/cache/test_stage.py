@@ -103,28 +103,28 @@ def run(root: Path) -> subprocess.Popen:
 
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     for name in ("whole", "killed"):
-        write_data(tmp_path / name / "data", 400, longest=60)
+        write_data(tmp_path / name / "data", 160, longest=60)
     process = run(tmp_path / "whole")
-    process.communicate(timeout=120)
+    process.communicate(timeout=250)
     assert process.returncode == 0
     whole = sorted((tmp_path / "whole" / "out").iterdir())
-    assert len(whole) == 50
+    assert len(whole) == 20
 
     process = run(tmp_path / "killed")
-    while not len(list((tmp_path / "killed" / "out").glob("shard-*.parquet"))) >= 5:
+    while not len(list((tmp_path / "killed" / "out").glob("shard-*.parquet"))) >= 3:
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed" / "out").glob("shard-*.parquet")}
-    assert 5 <= len(kept) < 50
-    with pytest.raises(UserError, match=r"shard-0\d+.parquet: shard \d+ of 50 is missing"):
+    assert 3 <= len(kept) < 20
+    with pytest.raises(UserError, match=r"shard-0\d+.parquet: shard \d+ of 20 is missing"):
         CacheReader(tmp_path / "killed" / "out")
 
     process = run(tmp_path / "killed")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=250)
     assert process.returncode == 0
-    assert f"{len(kept)} of 50 shards are complete" in output
+    assert f"{len(kept)} of 20 shards are complete" in output
     for path in whole:
         other = tmp_path / "killed" / "out" / path.name
         assert sha256(other) == sha256(path)
