@@ -91,6 +91,14 @@ def test_one_generation_for_each_max_new_tokens(data):
     assert len(keys(data, "teacher_logits")) == 1
 
 
+def test_a_sweep_keeps_the_runs_that_repeat_the_pipelines_own_settings(data):
+    before = keys(data, "student_training")
+    data["pipelines"]["kd"]["sweep"] = {"alpha": [0.3, 0.8], "learning_rate": [1e-3, 2e-3]}
+    after = keys(data, "student_training")
+    assert before < after
+    assert len(after) == len(before) + 3 * len(data["students"]) * len(data["seeds"])
+
+
 def test_every_data_set_gets_every_pipeline(data):
     data["datasets"]["other"] = {**data["datasets"]["demo"], "seed": 9}
     plan = build_plan(parse_config(data))

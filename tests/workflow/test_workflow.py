@@ -110,7 +110,8 @@ def test_teacher_parameter_plans_its_dependents_and_back_plans_nothing(clone):
 def test_scripts_touched_metadata_lost_keys_reordered(finished, clone, tmp_path):
     measured = {"prerun", "preprocess_data", "student_training", "evaluation", *TEACHER}
     repo = tmp_path / "repo"
-    for part in ("Snakefile", "rules", "workflow_scripts", "profiles", "report", "config.yaml"):
+    repo.mkdir()
+    for part in ("Snakefile", "configs", "envs", "rules", "workflow_scripts", "profiles", "report", "config.yaml"):
         source = finished.repo / part
         if source.is_dir():
             shutil.copytree(source, repo / part, ignore=shutil.ignore_patterns("__pycache__"))

@@ -26,12 +26,15 @@ class Setting:
     options: dict[str, Any]
     training: dict[str, Any]
     hyperparameters: dict[str, Any]  # what tells this combination from others, for people
-    swept: bool
+    moved: dict[str, Any]  # swept values that differ from the pipeline's own
 
     @property
     def tag(self) -> str:
-        """Readable part of a name: the pipeline, and the swept values if there are any."""
-        return self.pipeline + "".join(f"-{key}{value}" for key, value in self.hyperparameters.items() if self.swept)
+        """Readable part of a name: the pipeline and the values that differ from its own.
+
+        So the combination that repeats the pipeline's own settings keeps its name, and its artifacts, under a sweep.
+        """
+        return self.pipeline + "".join(f"-{key}{value}" for key, value in self.moved.items())
 
 
 def settings(name: str, pipeline: Pipeline, config: Config) -> Iterator[Setting]:
@@ -49,6 +52,7 @@ def settings(name: str, pipeline: Pipeline, config: Config) -> Iterator[Setting]
             where = ".".join(str(part) for part in problem["loc"])
             raise UserError(f"config.yaml: pipelines.{name}: {where}: {problem['msg']}") from None
         own = {key: chosen.get(key, getattr(pipeline, key)) for key in ("alpha", "temperature", "max_new_tokens")}
+        unswept = {**config.training.model_dump(), **pipeline.training, **{key: getattr(pipeline, key) for key in own}}
         shown = {key: value for key, value in own.items() if value is not None} | chosen
         yield Setting(
             pipeline=name,
@@ -56,6 +60,6 @@ def settings(name: str, pipeline: Pipeline, config: Config) -> Iterator[Setting]
             options=dict(pipeline.options),
             training=training,
             hyperparameters=shown,
-            swept=bool(keys),
+            moved={key: value for key, value in chosen.items() if value != unswept[key]},
             **own,
         )
