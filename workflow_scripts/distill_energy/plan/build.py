@@ -148,22 +148,25 @@ class _Builder:
     def _training(self, setting: Setting, dataset: str, student: str, seed: int) -> StageSpec:
         from ..train.pipelines import get
 
+        own = {
+            "kind": setting.kind,
+            "alpha": setting.alpha,
+            "temperature": setting.temperature,
+            "options": setting.options,
+        }
         try:
-            needs = get(setting.kind).needs
-        except KeyError as error:
-            raise UserError(f"config.yaml: pipelines.{setting.pipeline}.kind: {error.args[0]}") from None
+            kind = get(setting.kind)
+            kind.settings(own)  # what the kind asks of its parameters, before any job
+        except (KeyError, UserError) as error:
+            raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {error.args[0]}") from None
+        needs = kind.needs
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
         if needs:
             consumes.append(self._teacher_artifact(needs, dataset, setting).as_input(needs))
         params: dict[str, Any] = {
             "model": self.model(student),
             "teacher": self.model(self.config.teacher.model) if needs else None,
-            "pipeline": {
-                "kind": setting.kind,
-                "alpha": setting.alpha,
-                "temperature": setting.temperature,
-                "options": setting.options,
-            },
+            "pipeline": own,
             "training": setting.training,
         }
         group = digest([params, sorted(i.version for i in consumes)])
