@@ -60,7 +60,7 @@ def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> sch
     """Run one stage under the meter and commit its artifact. Raises what ``main`` raises, the attempt recorded."""
     out, attempts = Path(spec.folder), Path(spec.attempts)
     with artifact_lock(attempts, _say):
-        restored = _restore(spec, out, attempts)
+        restored = _restore(out, attempts)
         if restored is not None:
             return restored
         out.mkdir(parents=True, exist_ok=True)
@@ -86,28 +86,23 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _restore(spec: StageSpec, out: Path, attempts: Path) -> schema.Sidecar | None:
+def _restore(out: Path, attempts: Path) -> schema.Sidecar | None:
     """The committed sidecar of this very version, if its files are whole: measured work is never done twice."""
     path = attempts / schema.SIDECAR_NAME
     if not path.exists():
         return None
     record = schema.read(path)
     problem = damage(out, record)
-    if problem is None and not (out / schema.POWER_NAME).exists():
-        problem = _restore_power(spec, out, attempts)
     if problem is not None:
         _say(f"making the artifact again: {problem}")
         return None
+    if not (out / schema.POWER_NAME).exists():
+        from .energy import write_power
+
+        write_power(attempts, out / schema.POWER_NAME)
     _say(f"the artifact is whole already; its sidecar is restored (to measure again, remove {out} and {attempts})")
     atomic.write_text(out / schema.SIDECAR_NAME, schema.dump(record))
     return record
-
-
-def _restore_power(spec: StageSpec, out: Path, attempts: Path) -> str | None:
-    from .energy import write_power
-
-    write_power(attempts, out / schema.POWER_NAME)
-    return None
 
 
 def _checked_inputs(spec: StageSpec) -> dict[str, Path]:

@@ -24,7 +24,7 @@ def _problem(error: ValidationError) -> str:
     return f"{where + ': ' if where else ''}{message}{shown}"
 
 
-def allowed_keys(data: Any, error: ValidationError) -> str:
+def allowed_keys(error: ValidationError) -> str:
     """The keys allowed where an unknown key was found, for the error's line."""
     item = error.errors()[0]
     if item["type"] != "extra_forbidden":
@@ -57,7 +57,7 @@ def parse_config(data: Any, origin: str = "config.yaml") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_problem(error)}{allowed_keys(data, error)}") from None
+        raise UserError(f"{origin}: {_problem(error)}{allowed_keys(error)}") from None
 
 
 def load_config(path: str | Path) -> Config:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 VERSION_LENGTH = 12
@@ -110,11 +109,3 @@ def make_spec(
         "consumes": sorted([i.role, i.stage, i.version] for i in consumes if i.hashed),
     }
     return StageSpec(stage, name, digest(identity), recipe, params, consumes, **rest)
-
-
-def folder_of(spec: StageSpec, role: str) -> Path:
-    """Folder of the artifact that ``spec`` reads as ``role``. Raises KeyError if there is none."""
-    for item in spec.consumes:
-        if item.role == role:
-            return Path(item.folder)
-    raise KeyError(role)
