@@ -53,13 +53,13 @@ bench: $(INSTALLED) ## the figures of docs/: meter, logit cache, losses, aggrega
 	$(BIN)/python benchmarks/aggregate.py
 
 lint: $(INSTALLED) ## ruff, snakefmt, snakemake --lint
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 
 format: $(INSTALLED) ## format Python and Snakemake files
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff check --no-cache --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules
 

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.generation.setting import GENERATION, TEACHER, context, generate, make_data, rows
 
 from distill_energy.errors import UserError
 from distill_energy.models.sources import load_model, load_tokenizer
 from distill_energy.teacher.generation.jobs import Prompt, cut
 from distill_energy.teacher.generation.vllm_engine import VllmEngine, interpreter
+from tests.generation.setting import GENERATION, TEACHER, context, generate, make_data, rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 VLLM = {"engine": "vllm", "batch_size": 4}
