@@ -11,8 +11,9 @@ import torch
 
 from ..errors import UserError
 from . import checkpoint
-from .batching import Sampler, collate
+from .batching import Batch, Sampler, collate
 from .budget import GOLD_SHARE, OWN_SHARE, evaluation_rows, evaluation_steps
+from .feed import Feed
 from .job import Job
 from .progress import Progress
 from .schedule import learning_rate
@@ -36,6 +37,7 @@ class Loop:
         bucketed = not self.training["packing"]
         self.sampler = Sampler(setup.train.lengths(), self.training["batch_size"], job.seed, bucketed)
         self.labels = setup.train.label_counts()
+        self.feed = Feed(self._prepare, self.training["max_steps"], self.peers.device)
         self.evaluations = set(
             evaluation_steps({**self.training, "eval_every": choices.eval_every(self.training["eval_every"])})
         )
@@ -71,6 +73,7 @@ class Loop:
                 progress.update(state.step, row["train_loss"], self._rate(), self._joules_per_token(row))
                 self._checkpoint()
         finally:
+            self.feed.close()
             progress.close()
         state.stop_reason = state.stop_reason or "max_steps"
         return state
@@ -81,20 +84,28 @@ class Loop:
             return self.best.weights
         return self.setup.export()
 
+    def _prepare(self, step: int) -> tuple[int, list[tuple[Batch, Any]]]:
+        """Labels of a step's whole batch, and this process's micro-batches with the teacher's rows.
+
+        A function of the step alone; runs in the feed's thread.
+        """
+        setup, peers = self.setup, self.peers
+        index = self.sampler.batch(step)
+        pieces = []
+        for piece in setup.pieces(index[peers.rank :: peers.world]):
+            batch = collate(setup.train, piece, setup.pad_id, self.training["packing"], peers.device)
+            pieces.append((batch, setup.teacher_rows(batch)))
+        return int(self.labels[index].sum()), pieces
+
     def _step(self) -> dict[str, Any]:
         """One optimiser step over this process's share of the batch. Returns its row of the trajectory."""
         state, setup, training, peers = self.state, self.setup, self.training, self.peers
         # Random numbers (dropout) are a function of the step, so that no generator's state needs saving.
         torch.manual_seed((job_seed(self.job.seed, state.step) + peers.rank) % 2**63)
-        index = self.sampler.batch(state.step)
-        share = index[peers.rank :: peers.world]
-        pieces = setup.pieces(share)
-        n_labels = int(self.labels[index].sum())
+        n_labels, pieces = self.feed.take(state.step)
         sums = torch.zeros(3, dtype=torch.float64, device=peers.device)
         padding = processed = 0
-        for number, piece in enumerate(pieces):
-            batch = collate(setup.train, piece, setup.pad_id, training["packing"], peers.device)
-            teacher = setup.teacher_rows(batch)
+        for number, (batch, teacher) in enumerate(pieces):
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else setup.no_sync():
                 total, ce, kl = setup.module(batch, teacher)
