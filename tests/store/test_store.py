@@ -143,3 +143,14 @@ def test_teacher_store_counts_each_consumer_once(tmp_path):
     found = list(consumers(tmp_path))
     assert len(found) == 2
     assert {schema.read(p).version for p in found} == {"a" * 12, "b" * 12}
+
+
+def test_small_tables_are_not_compressed(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for rows, codec in ((10, "UNCOMPRESSED"), (100_000, "ZSTD")):
+        atomic.write_parquet(tmp_path / "t.parquet", pa.table({"x": list(range(rows))}))
+        file = pq.ParquetFile(tmp_path / "t.parquet")
+        assert file.metadata.row_group(0).column(0).compression == codec
+        assert file.read().column("x").to_pylist() == list(range(rows))

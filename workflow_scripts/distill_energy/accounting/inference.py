@@ -13,7 +13,7 @@ Cell = tuple[str, int]  # phase, batch size
 
 def read_inference(folder: str | Path) -> dict[Cell, float]:
     """J/token by (phase, batch size) of an evaluation artifact; unknown ones are left out."""
-    rows = rows_of(Path(folder) / "inference.parquet") or []
+    rows = rows_of(f"{folder}/inference.parquet", ("phase", "batch_size", "j_per_token")) or []
     return {
         (row["phase"], int(row["batch_size"])): float(row["j_per_token"])
         for row in rows

@@ -90,13 +90,16 @@ def _items(score: Score) -> Items | None:
     return Items(ids, np.array(list(score.items.values()))[order])
 
 
+SCORE_COLUMNS = ("benchmark", "score", "stderr", "chance", "n", "status", "reason")
+ITEM_COLUMNS = ("benchmark", "item_id", "score")
+
+
 def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
     """Scores of an evaluation artifact by benchmark. A missing or unreadable file gives an empty mapping."""
-    folder = Path(folder)
-    rows = rows_of(folder / "scores.parquet")
+    rows = rows_of(f"{folder}/scores.parquet", SCORE_COLUMNS)
     if rows is None:
         return {}
-    by_item = _read_items(folder / "items.parquet") if items else {}
+    by_item = _read_items(f"{folder}/items.parquet") if items else {}
     return {
         row["benchmark"]: Score(
             row["benchmark"],
@@ -117,14 +120,14 @@ def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
 _LAYOUTS: dict[tuple[bytes | None, ...], list[tuple[str, Any, tuple[str, ...]]]] = {}
 
 
-def _read_items(path: Path) -> dict[str, Items]:
-    table = table_of(path, ["benchmark", "item_id", "score"], ["benchmark"])
-    if table is None or not table.num_rows:
+def _read_items(path: str | Path) -> dict[str, Items]:
+    table = table_of(path, ITEM_COLUMNS, ["benchmark"])
+    if table is None or not table.num_rows or table.num_columns < len(ITEM_COLUMNS):
         return {}
     import numpy as np
     import pyarrow.types as kinds
 
-    names, ids, scores = (table.column(c).combine_chunks() for c in ("benchmark", "item_id", "score"))
+    names, ids, scores = (table.column(c).combine_chunks() for c in ITEM_COLUMNS)
     values = scores.to_numpy(zero_copy_only=False).astype(np.float64)
     plain = kinds.is_string(ids.type) and not scores.null_count and not np.isnan(values).any()
     buffers = [*names.indices.buffers(), *ids.buffers()]

@@ -8,29 +8,28 @@ from typing import Any
 
 
 def columns_of(path: str | Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]] | None:
-    """Column name → values; None if the file is absent, not whole, or lacks a column."""
+    """Column name → values, of those of ``columns`` that the file has; None if it is absent or not whole."""
     table = table_of(path, columns)
     return None if table is None else table.to_pydict()
 
 
 def table_of(path: str | Path, columns: Sequence[str] | None = None, dictionaries: Sequence[str] = ()):
-    """The Arrow table; None if the file is absent, not whole, or lacks a column. ``dictionaries``: text columns of few
-    values, read as codes."""
+    """The Arrow table of those of ``columns`` that the file has (each costs time: name what is needed); None if the
+    file is absent or not whole. ``dictionaries``: text columns of few values, read as codes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pa.OSFile(str(path)) as source:
             file = pq.ParquetFile(source, pre_buffer=False, read_dictionary=list(dictionaries))
-            table = file.read(columns=columns, use_threads=False)
+            return file.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException):
         return None
-    return None if columns is not None and set(columns) - set(table.column_names) else table
 
 
-def rows_of(path: str | Path) -> list[dict[str, Any]] | None:
-    """The rows as dicts; None if the file is absent or not whole."""
-    columns = columns_of(path)
-    if columns is None:
+def rows_of(path: str | Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]] | None:
+    """The rows as dicts of those of ``columns`` that the file has; None if it is absent or not whole."""
+    found = columns_of(path, columns)
+    if found is None:
         return None
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]

@@ -30,7 +30,7 @@ class Trajectory:
 def read_trajectory(folder: str | Path) -> Trajectory | None:
     """The evaluation points of ``trajectory.parquet`` (step, tokens, joules, …, eval_loss); None without joules or
     losses."""
-    table = columns_of(Path(folder) / "trajectory.parquet")
+    table = columns_of(f"{folder}/trajectory.parquet", ("joules", COMPARABLE, OWN))
     if table is None or "joules" not in table:
         return None
     for metric in (COMPARABLE, OWN):

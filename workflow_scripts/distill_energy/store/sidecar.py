@@ -233,18 +233,24 @@ def first_error(error: ValidationError) -> str:
 def parse(text: str, origin: str) -> Sidecar:
     """Parse a sidecar. Raises UserError that names ``origin`` if it is truncated, foreign or dishonest."""
     try:
+        record = Sidecar.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_foreign(text) or first_error(error)}") from None
+    if record.schema_version != SCHEMA_VERSION:
+        raise UserError(f"{origin}: {_foreign(text)}")
+    return record
+
+
+def _foreign(text: str) -> str | None:
+    """Why a text is no sidecar of this schema at all, or None."""
+    try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{origin}: not a whole JSON document ({error.msg} at character {error.pos})") from None
+        return f"not a whole JSON document ({error.msg} at character {error.pos})"
     if not isinstance(data, dict):
-        raise UserError(f"{origin}: a sidecar is a JSON object, found {type(data).__name__}")
+        return f"a sidecar is a JSON object, found {type(data).__name__}"
     found = data.get("schema_version")
-    if found != SCHEMA_VERSION:
-        raise UserError(f"{origin}: schema_version {found!r}, this version reads {SCHEMA_VERSION}")
-    try:
-        return Sidecar.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{origin}: {first_error(error)}") from None
+    return None if found == SCHEMA_VERSION else f"schema_version {found!r}, this version reads {SCHEMA_VERSION}"
 
 
 def read(path: str | Path) -> Sidecar:
