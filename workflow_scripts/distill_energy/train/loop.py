@@ -15,6 +15,7 @@ from .batching import Batch, Sampler, collate
 from .budget import GOLD_SHARE, OWN_SHARE, evaluation_rows, evaluation_steps
 from .feed import Feed
 from .job import Job
+from .preemption import Preemption
 from .progress import Progress
 from .schedule import learning_rate
 from .setup import Setup
@@ -48,30 +49,38 @@ class Loop:
         self.last_checkpoint = -math.inf
         self.checkpoint_step = 0
         self.checkpoint_s = 0.0
-        self.started = self.meter_read = time.monotonic()
+        self.meter_read = time.monotonic()
+        self.preemption = Preemption()
+        self.ending = False  # whether some process was told to end, as all of them know
         self.gold = setup.gold_rows(evaluation_rows(self.training, GOLD_SHARE))
         self.own = setup.own_rows(evaluation_rows(self.training, OWN_SHARE))
 
     # --- run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> State:
-        """Train to the end. Raises UserError for a loss that is not finite."""
+        """Train to the end. Raises UserError for a loss that is not finite.
+
+        SIGTERM ends the process (as it would without this loop) after the step that runs, its checkpoint written.
+        """
         self._resume()
         state, last = self.state, self.training["max_steps"]
         progress = Progress(last, state.step, self.job.name, self.job.log, self.peers.leads)
         offset, begin = state.seconds, time.monotonic()
         try:
-            while state.step < last and not state.stop_reason:
-                row = self._step()
-                evaluated = state.step in self.evaluations
-                state.seconds = offset + time.monotonic() - begin
-                if evaluated:
-                    row |= self._evaluate()
+            with self.preemption:
+                while state.step < last and not state.stop_reason:
+                    row = self._step()
+                    evaluated = state.step in self.evaluations
                     state.seconds = offset + time.monotonic() - begin
-                row |= {"seconds": state.seconds, **self._joules(force=evaluated)}
-                state.rows.append(row)
-                progress.update(state.step, row["train_loss"], self._rate(), self._joules_per_token(row))
-                self._checkpoint()
+                    if evaluated:
+                        row |= self._evaluate()
+                        state.seconds = offset + time.monotonic() - begin
+                    row |= {"seconds": state.seconds, **self._joules(force=evaluated)}
+                    state.rows.append(row)
+                    progress.update(state.step, row["train_loss"], self._rate(), self._joules_per_token(row))
+                    self._checkpoint()
+                    if self._told_to_end():
+                        self._end()
         finally:
             self.feed.close()
             progress.close()
@@ -115,7 +124,9 @@ class Loop:
             sums += torch.stack([total.detach().double(), ce.double(), kl.double()])
             padding += batch.padding
             processed += batch.processed
-        sums, padding, processed = setup.reduce(sums), *setup.reduce_counts(padding, processed)
+        sums = setup.reduce(sums)
+        padding, processed, told = setup.reduce_counts(padding, processed, int(self.preemption.asked))
+        self.ending = told > 0
         norm = setup.clip(training["gradient_clip"])
         train_loss, ce, kl, grad_norm = (*(sums / n_labels).tolist(), float(norm))
         for name, value in (("loss", train_loss), ("gradient norm", grad_norm)):
@@ -222,12 +233,30 @@ class Loop:
         return {"version": self.job.version, "world": self.peers.world, "precision": self.setup.precision.used}
 
     def _checkpoint(self) -> None:
+        """Write one if it is time."""
         state, every = self.state, self.training["checkpoint_every"]
         if state.step - self.checkpoint_step < every or state.step >= self.training["max_steps"] or state.stop_reason:
             return
-        now = time.monotonic()
-        if self.setup.agree(now - self.last_checkpoint < CHECKPOINT_SPACING * self.checkpoint_s):
-            return
+        spacing = CHECKPOINT_SPACING * self.checkpoint_s
+        if not self.setup.agree(time.monotonic() - self.last_checkpoint < spacing):
+            self._write_checkpoint()
+
+    def _told_to_end(self) -> bool:
+        """Whether SIGTERM came, the same in all processes: of several, all know of what came before the last step."""
+        return self.ending if self.peers.world > 1 else self.preemption.asked
+
+    def _end(self) -> None:
+        """End this process by the signal that was put off, after a checkpoint; the meter books it as preempted."""
+        if self.checkpoint_step != self.state.step:
+            self._write_checkpoint()
+        if self.peers.world > 1:
+            torch.distributed.barrier()  # the leading process has its checkpoint before the others are gone
+        if self.peers.leads:
+            self.job.log(f"{self.job.name}: told to end (SIGTERM); a checkpoint of step {self.state.step} is written")
+        self.preemption.now()
+
+    def _write_checkpoint(self) -> None:
+        state, now = self.state, time.monotonic()
         if self.setup.split or self.peers.leads:
             content = {"identity": self.identity(), "state": state.to_dict(), "best": self.best.state_dict()}
             content |= self.setup.state_dict()
