@@ -113,7 +113,7 @@ def test_samples_depend_on_seed_example_and_position_only():
         u = uniforms(1, "x", 30)
         parts = [encode_rows(z[i : i + chunk], spec, u[i : i + chunk]) for i in range(0, 30, chunk)]
         assert pack(concatenate(parts), spec).nbytes == pack(whole, spec).nbytes
-        assert pack(concatenate(parts), spec).tail == pack(whole, spec).tail
+        assert pack(concatenate(parts), spec).payload == pack(whole, spec).payload
     other = [uniforms(1, "y", 30), uniforms(2, "x", 30)]
     assert all((o != uniforms(1, "x", 30)).all() for o in other)
     u = uniforms(0, "x", 20000)

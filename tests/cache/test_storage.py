@@ -41,9 +41,18 @@ def test_rows_come_back_in_any_order(folder):
     reader = CacheReader(folder)
     assert reader.ids == IDS and len(reader.shards) == 3
     order = [7, 0, 1, 9, 4, 2]
-    for i, rows in zip(order, reader.batch([IDS[i] for i in order]), strict=True):
+    batch, at = reader.batch([IDS[i] for i in order]), 0
+    for i in order:
+        rows = reader.rows(IDS[i])
         assert len(rows) == TOKENS[i]
         np.testing.assert_array_equal(rows.ids[:, :16], encode(i).head_ids)
+        piece, width = slice(at, at + TOKENS[i]), rows.ids.shape[1]
+        np.testing.assert_array_equal(batch.ids[piece, :width], rows.ids)
+        np.testing.assert_array_equal(batch.logits[piece, :16], rows.logits[:, :16])
+        np.testing.assert_array_equal(batch.counts[piece, : width - 16], rows.counts)
+        assert not batch.counts[piece, width - 16 :].any()
+        at += TOKENS[i]
+    assert len(batch) == at
 
 
 def test_one_row_an_example_in_the_datas_order(folder):
@@ -153,8 +162,8 @@ def test_unknown_and_double_ids(folder):
 def test_prefetch_keeps_order_passes_errors_and_stops(folder):
     reader = CacheReader(folder)
     batches = [[IDS[i], IDS[(i + 3) % 10]] for i in range(10)] * 3
-    got = [[len(r) for r in batch] for batch in reader.prefetch(batches, depth=2)]
-    assert got == [[len(r) for r in reader.batch(b)] for b in batches]
+    got = [batch.ids.tolist() for batch in reader.prefetch(batches, depth=2)]
+    assert got == [reader.batch(b).ids.tolist() for b in batches]
     with pytest.raises(UserError, match="nobody"):
         list(reader.prefetch([["e0"], ["nobody"]]))
     iterator = reader.prefetch(batches, depth=2)

@@ -34,24 +34,28 @@ class TeacherTensors:
         return teacher_weights(self.logits, self.counts, self.tail_lse, self.spec, temperature)
 
 
-def collate_teacher(rows: "Sequence[TeacherRows]", device: torch.device | str = "cpu") -> TeacherTensors:
-    """Concatenate the rows of several examples, in order, padding the sampled tail to the widest."""
-    if not rows:
+def collate_teacher(
+    rows: "TeacherRows | Sequence[TeacherRows]", device: torch.device | str = "cpu"
+) -> TeacherTensors:
+    """A batch's rows, or several of them in order, the sampled tail padded to the widest."""
+    parts = list(rows) if isinstance(rows, Sequence) else [rows]
+    if not parts:
         raise ValueError("no teacher rows to collate")
-    spec = rows[0].spec
-    if any(r.spec != spec for r in rows):
+    spec = parts[0].spec
+    if any(part.spec != spec for part in parts):
         raise UserError("logit cache: rows of different caches in one batch")
-    n, width, k = sum(map(len, rows)), max(r.ids.shape[1] for r in rows), spec.head
-    ids = torch.zeros(n, width, dtype=torch.long)
-    logits = torch.zeros(n, width)
-    counts = torch.zeros(n, width - k)
-    tail_lse = torch.empty(n, len(spec.lse_temperatures))
-    at = 0
-    for r in rows:
-        piece, m = slice(at, at + len(r)), r.ids.shape[1]
-        ids[piece, :m] = torch.as_tensor(r.ids)
-        logits[piece, :m] = torch.as_tensor(r.logits)
-        counts[piece, : m - k] = torch.as_tensor(r.counts)
-        tail_lse[piece] = torch.as_tensor(r.tail_lse)
-        at += len(r)
-    return TeacherTensors(*(x.to(device, non_blocking=True) for x in (ids, logits, counts, tail_lse)), spec)
+
+    def join(name: str, dtype: torch.dtype) -> torch.Tensor:
+        pieces = [torch.as_tensor(getattr(part, name)) for part in parts]
+        width = max(piece.shape[1] for piece in pieces)
+        pieces = [torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return whole.to(device, non_blocking=True).to(dtype)
+
+    return TeacherTensors(
+        join("ids", torch.long),
+        join("logits", torch.float32),
+        join("counts", torch.float32),
+        join("tail_lse", torch.float32),
+        spec,
+    )

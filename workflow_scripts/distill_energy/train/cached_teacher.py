@@ -52,7 +52,7 @@ class CachedTeacher:
         from ..losses.teacher import collate_teacher
 
         rows = self.reader.batch(ids)
-        found = sum(len(row) for row in rows)
+        found = len(rows)
         if found != labels:
             raise UserError(f"{self.folder}: {found} cached tokens for {labels} labels of {', '.join(ids[:4])}…")
         return collate_teacher(rows, device)

@@ -38,8 +38,8 @@ def audit_batch(
 
     teacher_logits, student_logits: functions of a slice of rows giving fp32 [r, V]; student_hidden: [n, H];
     rows: the cache's rows of the same n tokens; weight: [V, H]. Returns tokens, student_kl and, per T, cosine,
-    norm_ratio and quantisation_kl (mean generalised KL over head, sampled tokens and the rest's mass, exact against
-    stored; for ``sampled`` it overstates the cost at T = 1, where weights come from counts and not from values).
+    norm_ratio and quantisation_kl: the mean KL of the target that unrounded values of the same tokens give against the
+    stored one (``topk``: with the tail as one outcome), in nats.
     """
     import torch
 
@@ -58,12 +58,14 @@ def audit_batch(
         piece = slice(start, min(start + chunk_rows, n))
         z, s = teacher_logits(piece).float(), student_logits(piece).float()
         ids = cached.ids[piece]
+        exact = exact_rows(z, ids, spec, spec.lse_temperatures)
+        empty = torch.zeros(2, len(ids), 0, device=device)
         log_p = torch.log_softmax(z, -1)
         distance += float((log_p.exp() * (log_p - torch.log_softmax(s, -1))).nan_to_num(0.0).sum())
         for t in temperatures:
             log_p, q = torch.log_softmax(z / t, -1), torch.softmax(s / t, -1)
             part = (cached.logits[piece], cached.counts[piece], cached.tail_lse[piece])
-            weights, stored, log_tail = teacher_weights(*part, spec, t)
+            weights, _, log_tail = teacher_weights(*part, spec, t)
             dense = (q - log_p.exp()) @ w
             if spec.method == "topk":
                 sparse = _bucket_gradient(q, ids, weights, log_tail) @ w
@@ -71,7 +73,9 @@ def audit_batch(
                 sparse = q.scatter_add(1, ids, -weights) @ w
             sums[t][0] += dense.T @ inputs[piece]
             sums[t][1] += sparse.T @ inputs[piece]
-            kl[t] += float(_quantisation(log_p, ids, stored, log_tail, cached.counts[piece], spec.head).sum())
+            unrounded, _, log_left = teacher_weights(exact[0], part[1], exact[1], spec, t)
+            rest = torch.exp(torch.stack([log_left, log_tail]))[..., None] if spec.method == "topk" else empty
+            kl[t] += float(_quantisation((unrounded, rest[0]), (weights, rest[1])).sum())
     out = {}
     for t, (dense, sparse) in sums.items():
         norm = float(dense.norm())
@@ -92,21 +96,23 @@ def _bucket_gradient(q, ids, p_head, log_tail_mass):
     return out.scatter(1, ids, q.gather(1, ids) - p_head)
 
 
-def _quantisation(log_p, ids, stored, log_tail_mass, counts, head: int):
-    """Σ p log(p / p̃) − p + p̃ [r] over head tokens, sampled tokens and the mass that is left."""
+def exact_rows(z, ids, spec, temperatures) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """(logits [r, m], log-sum-exps [r, temperatures]) that a cache without rounding would hold; z: fp32 [r, V]."""
     import torch
 
-    exact = log_p.gather(1, ids)
-    valid = torch.ones_like(exact, dtype=torch.bool)
-    if exact.shape[1] > head:
-        valid[:, head:] = counts > 0
-    p, p_stored = torch.exp(exact) * valid, torch.exp(stored) * valid
-    kl = (p * (exact - stored) - p + p_stored).where(valid, torch.zeros_like(p)).sum(1)
-    rest = torch.ones_like(log_p, dtype=torch.bool).scatter_(1, torch.where(valid, ids, ids[:, :1]), False)
-    if head == 0 and exact.shape[1] == 0:
-        rest = torch.ones_like(rest)
-    left = (log_p.exp() * rest).sum(1)
-    left_stored = (torch.exp(log_tail_mass) - p_stored[:, head:].sum(1)).clamp_min(0)
-    safe = (left > 1e-6) & (left_stored > 1e-6)
-    term = left * (left.clamp_min(1e-12).log() - left_stored.clamp_min(1e-12).log()) - left + left_stored
-    return kl + torch.where(safe, term, torch.zeros_like(term))
+    k = spec.head
+    top = z.amax(1, keepdim=True) if k else torch.logsumexp(z, 1, keepdim=True)
+    x = z - top
+    tail = x.scatter(1, ids[:, :k], float("-inf"))
+    lse = torch.cat([torch.logsumexp(tail / t, 1, keepdim=True) for t in temperatures], 1)
+    return x.gather(1, ids), lse
+
+
+def _quantisation(exact, stored):
+    """KL(exact ‖ stored) [r] between two targets: weights [r, m] and, if they don't sum to 1, the rest as one outcome."""
+    import torch
+
+    (p, p_rest), (q, q_rest) = exact, stored
+    p, q = torch.cat([p, p_rest], 1), torch.cat([q, q_rest], 1)
+    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+    return torch.where(p > 0, p * (p.clamp_min(1e-38).log() - q.clamp_min(1e-38).log()), torch.zeros_like(p)).sum(1)

@@ -1,19 +1,20 @@
-"""Packing the rows of one example into three small binaries, and back. numpy and pyarrow's zstd.
+"""Packing the rows of one example into one small binary, and back. numpy, torch's running sum and pyarrow's zstd.
 
-Each binary is one zstd frame, cut into blocks of one kind of byte, so that each kind has its own Huffman table and what
+The binary is one zstd frame, cut into blocks of one kind of byte, so that each kind has its own Huffman table and what
 cannot be compressed is stored raw. Planes of the head are rank-major (all tokens' rank 0, then rank 1, …), those of the
-ragged tail token-major:
+ragged tail token-major. In this order:
 
-* ``head``: id bytes, low plane, middle plane, and bits above 16; then differences of successive value codes
-  (16 bits at rank 1, where a confident token's gap is large; ``value_bits`` after), grouped by rank;
-* ``tail``: number of distinct tokens of each row; gaps between ascending ids, in byte planes; draws; value codes
-  relative to the last of the head;
-* ``lse``: 16-bit fixed point, low plane, high plane.
+* log-sum-exps: 16-bit fixed point, low plane, high plane;
+* head: id bytes, low plane, middle plane, and bits above 16; then differences of successive value codes (16 bits at
+  rank 1, where a confident token's gap is large; ``value_bits`` after), grouped by rank;
+* tail: number of distinct tokens of each row and draws of each token, both left out where every draw found a token
+  of its own; gaps between ascending ids, in byte planes; value codes relative to the last of the head.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,10 +59,13 @@ def _planes(values: np.ndarray, n_bytes: int) -> list[np.ndarray]:
     return [((values >> (8 * i)) & 255).astype(np.uint8) for i in range(n_bytes)]
 
 
-def _join(planes: list[np.ndarray], dtype=np.int32) -> np.ndarray:
-    out = planes[0].astype(dtype)
-    for i, plane in enumerate(planes[1:], 1):
-        out |= plane.astype(dtype) << (8 * i)
+def _join(planes: list[np.ndarray]) -> np.ndarray:
+    """Unsigned integers from at most two byte planes, low first."""
+    if len(planes) == 1:
+        return planes[0]
+    out = planes[1].astype(np.uint16)
+    out <<= 8
+    out |= planes[0]
     return out
 
 
@@ -69,36 +73,42 @@ def _id_bytes(spec: "CacheSpec") -> int:
     return max(1, ((spec.vocab_size - 1).bit_length() + 7) // 8)
 
 
+def _count_bytes(spec: "CacheSpec") -> int:
+    """Of a number of distinct tokens, or of draws: at most ``tail``."""
+    return 1 if spec.tail < 256 else 2
+
+
 def _value_bytes(spec: "CacheSpec") -> int:
     return spec.value_bits // 8
 
 
 def pack(rows: EncodedRows, spec: "CacheSpec") -> PackedRows:
-    """The binaries of one example's rows."""
+    """The binary of one example's rows."""
     n, k = len(rows), spec.head
     id_bytes, value_bytes = _id_bytes(spec), _value_bytes(spec)
     out = PackedRows(n, int((rows.tail_ids >= 0).sum()), stats=rows.stats)
     if n == 0:
         return out
+    blocks = _planes(rows.lse_codes.T, 2)
     if k:
-        blocks = _planes(rows.head_ids.T, min(id_bytes, 2))
+        blocks += _planes(rows.head_ids.T, min(id_bytes, 2))
         if id_bytes > 2:
             blocks.append(_high_bits(rows.head_ids, spec))
         steps = np.diff(rows.head_codes, axis=1).T  # [K − 1, n]
         blocks += _planes(steps[:1], 2)
         for start, stop in zip(_GROUPS, (*_GROUPS[1:], k), strict=True):
             blocks += _planes(steps[start : min(stop, k)], value_bytes)
-        out.head = _compress(blocks)
     if spec.tail:
         present = rows.tail_ids >= 0
-        number = present.sum(1)
         gaps = np.diff(rows.tail_ids, axis=1, prepend=-1) - 1
         low = rows.head_codes[:, -1:] if k else 0
-        blocks = [*_planes(number, 2), *_planes(gaps[present], id_bytes)]
-        blocks += _planes(rows.tail_counts[present] - 1, 2)
+        blocks += _planes(gaps[present], id_bytes)
+        if out.tail_total < n * spec.tail:
+            blocks += _planes(present.sum(1), _count_bytes(spec)) + _planes(
+                rows.tail_counts[present] - 1, _count_bytes(spec)
+            )
         blocks += _planes((rows.tail_codes - low)[present], value_bytes)
-        out.tail = _compress(blocks)
-    out.lse = _compress(_planes(rows.lse_codes.T, 2))
+    out.payload = _compress(blocks)
     return out
 
 
@@ -109,105 +119,169 @@ def _high_bits(ids: np.ndarray, spec: "CacheSpec") -> np.ndarray:
     return np.concatenate([np.packbits((high >> b) & 1) for b in range(bits)])
 
 
-def _unhigh_bits(packed: np.ndarray, bits: int, shape: tuple[int, int]) -> np.ndarray:
-    size = shape[0] * shape[1]
-    step = (size + 7) // 8
-    high = np.zeros(size, np.int32)
-    for b in range(bits):
-        high += np.unpackbits(packed[b * step : (b + 1) * step], count=size) * np.int32(1 << (16 + b))
-    return high.reshape(shape)
+def expand(packed: PackedRows, spec: "CacheSpec") -> np.ndarray:
+    """The binary's bytes. Raises ValueError or OSError if it does not fit its token counts."""
+    n = packed.tokens
+    size = 2 * n * len(spec.lse_temperatures) + _head_size(n, spec) + _tail_size(n, packed.tail_total, spec)
+    planes = _decompress(packed.payload, size)
+    if len(planes) != size:
+        raise ValueError("payload is shorter than its token count says")
+    return planes
 
 
 def unpack(packed: PackedRows, spec: "CacheSpec") -> TeacherRows:
-    """Rows of one example. Raises ValueError or OSError if the binaries do not fit their token counts."""
-    n, tail_total = packed.tokens, packed.tail_total
-    k, n_lse = spec.head, len(spec.lse_temperatures)
-    id_bytes, value_bytes = _id_bytes(spec), _value_bytes(spec)
-    step = np.float32(spec.value_step)
-    if n == 0:
-        empty = np.empty((0, k), np.int32)
-        return TeacherRows(
-            empty, empty.astype(np.float32), np.empty((0, 0), np.int16), np.empty((0, n_lse), np.float32), spec
-        )
-    lse = _decompress(packed.lse, 2 * n * n_lse).reshape(2, n_lse, n)
-    codes = _join(list(lse)).T
+    """Rows of one example. Raises ValueError or OSError if its binary does not fit its token counts."""
+    return unpack_batch([packed], spec)
+
+
+def unpack_batch(packed: Sequence[PackedRows], spec: "CacheSpec") -> TeacherRows:
+    """Rows of several examples, one after another; together, since short ones cost calls and not bytes.
+
+    Raises ValueError or OSError if a binary does not fit its token counts.
+    """
+    packed = [p for p in packed if p.tokens]
+    if not packed:
+        k, lse = spec.head, len(spec.lse_temperatures)
+        ids, values = np.empty((0, k), np.int32), np.empty((0, k), np.float32)
+        return TeacherRows(ids, values, np.empty((0, 0), np.int16), np.empty((0, lse), np.float32), spec)
+    planes = _Planes([expand(p, spec) for p in packed], [p.tokens for p in packed])
+    n, k = sum(planes.tokens), spec.head
+    codes = planes.by_rank(len(spec.lse_temperatures), 2).T
     tail_lse = np.where(codes == 0, -np.inf, codes * LSE_STEP + LSE_LOW).astype(np.float32)
-
-    width = 0
-    if spec.tail:
-        size = 2 * n + tail_total * (id_bytes + 2 + value_bytes)
-        cursor = _Cursor(_decompress(packed.tail, size))
-        number = _join(cursor.planes(n, 2))
-        width = int(number.max())
-    ids = np.empty((n, k + width), np.int32)
-    values = np.empty((n, k + width), np.float32)
-    counts = np.zeros((n, width), np.int16)
-    last = np.zeros(n, np.int32)
     if k:
-        head_ids, steps = _unpack_head(packed, n, spec)
-        np.cumsum(steps, axis=0, out=steps)  # rank-major: whole rows are added
-        ids[:, :k] = head_ids.T
-        np.multiply(steps.T, -step, out=values[:, :k], casting="unsafe")
-        last = steps[-1]
-    if width:
-        tail_ids = _join(cursor.planes(tail_total, id_bytes)) + 1
-        counts = _join(cursor.planes(tail_total, 2), np.int16) + np.int16(1)
-        codes = _join(cursor.planes(tail_total, value_bytes))
-        if tail_total == width * n:  # every row has as many: no mask needed
-            tail_ids, counts, codes = (a.reshape(n, width) for a in (tail_ids, counts, codes))
-        else:
-            mask = np.arange(width)[None, :] < number[:, None]
-            flat, (tail_ids, counts, codes) = (
-                (tail_ids, counts, codes),
-                (np.zeros((n, width), a.dtype) for a in (tail_ids, counts, codes)),
-            )
-            for target, source in zip((tail_ids, counts, codes), flat, strict=True):
-                target[mask] = source
-        np.cumsum(tail_ids, axis=1, out=ids[:, k:])
-        ids[:, k:] -= 1
-        if tail_total != width * n:
-            ids[:, k:][~mask] = 0
-        codes += last[:, None]
-        np.multiply(codes, -step, out=values[:, k:], casting="unsafe")
-    return TeacherRows(ids, values, counts, tail_lse, spec)
+        head_ids, head_values = _unpack_head(planes, spec)
+    if not spec.tail:
+        return TeacherRows(head_ids, head_values, np.zeros((n, 0), np.int16), tail_lse, spec)
+    tail_ids, draws, codes = _unpack_tail(planes, [p.tail_total for p in packed], spec)
+    ids = np.empty((n, k + tail_ids.shape[1]), np.int32)
+    values = np.empty(ids.shape, np.float32)
+    ids[:, k:] = tail_ids
+    np.multiply(codes, -np.float32(spec.value_step), out=values[:, k:])
+    if k:
+        ids[:, :k], values[:, :k] = head_ids, head_values
+        values[:, k:] += head_values[:, -1:]
+    return TeacherRows(ids, values, draws, tail_lse, spec)
 
 
-def _unpack_head(packed: PackedRows, n: int, spec: "CacheSpec") -> tuple[np.ndarray, np.ndarray]:
-    """(ids, differences of value codes), both [K, n]."""
-    k, id_bytes, value_bytes = spec.head, _id_bytes(spec), _value_bytes(spec)
+def _head_size(n: int, spec: "CacheSpec") -> int:
+    k = spec.head
     bits = max(0, (spec.vocab_size - 1).bit_length() - 16)
-    high_size = bits * ((n * k + 7) // 8)
-    first, after = min(k - 1, 1) * n, max(k - 2, 0) * n
-    size = k * n * min(id_bytes, 2) + high_size + 2 * first + value_bytes * after
-    head = _Cursor(_decompress(packed.head, size))
-    ids = _join([p.reshape(k, n) for p in head.planes(k * n, min(id_bytes, 2))])
-    if bits:
-        ids |= _unhigh_bits(head.take(high_size), bits, (k, n))
-    steps = np.zeros((k, n), np.int32)
+    high = bits * ((n * k + 7) // 8)
+    return k * n * min(_id_bytes(spec), 2) + high + 2 * min(max(k - 1, 0), 1) * n + _value_bytes(spec) * max(k - 2, 0) * n
+
+
+def _tail_size(n: int, total: int, spec: "CacheSpec") -> int:
+    counts = 0 if total == n * spec.tail else _count_bytes(spec) * (n + total)
+    return total * (_id_bytes(spec) + _value_bytes(spec)) + counts
+
+
+def _unpack_head(planes: "_Planes", spec: "CacheSpec") -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32, values float32) [n, K], values in nats below the first."""
+    import torch
+
+    k, value_bytes, n = spec.head, _value_bytes(spec), sum(planes.tokens)
+    ids = planes.by_rank(k, min(_id_bytes(spec), 2)).T.astype(np.int32, order="C")
+    for bit in range(16, (spec.vocab_size - 1).bit_length()):
+        ids += planes.bits_by_rank(k).T * np.int32(1 << bit)
+    steps = np.zeros((n, k), np.float32)  # float32 holds the sums exactly: they are below 2^24
     if k > 1:
-        steps[1] = _join(head.planes(n, 2))
+        steps[:, 1:2] = planes.by_rank(1, 2).T
     if value_bytes == 1:
-        steps[2:] = head.take(after).reshape(max(k - 2, 0), n)
+        steps[:, 2:] = planes.by_rank(max(k - 2, 0), 1).T
     else:
         for start, stop in zip(_GROUPS, (*_GROUPS[1:], k), strict=True):
             group = slice(start + 1, min(stop, k) + 1)
-            rows = len(range(k)[group])
-            steps[group] = _join([p.reshape(rows, n) for p in head.planes(rows * n, value_bytes)])
-    return ids, steps
+            steps[:, group] = planes.by_rank(len(range(k)[group]), value_bytes).T
+    # torch's running sum takes a third of numpy's time.
+    values = torch.cumsum(torch.from_numpy(steps), 1).numpy()
+    values *= -np.float32(spec.value_step)
+    return ids, values
 
 
-class _Cursor:
-    """Takes consecutive pieces of a byte array."""
+def _unpack_tail(
+    planes: "_Planes", totals: list[int], spec: "CacheSpec"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids int32, draws int16, value codes) [n, D], padded with token 0 of no draws."""
+    import torch
 
-    def __init__(self, data: np.ndarray) -> None:
-        self.data, self.at = data, 0
+    id_bytes, value_bytes, count_bytes = _id_bytes(spec), _value_bytes(spec), _count_bytes(spec)
+    gaps = planes.flat(totals, min(id_bytes, 2)).astype(np.int32)
+    if id_bytes > 2:
+        high = planes.flat(totals, 1)
+        if high.any():
+            gaps += high.astype(np.int32) << 16
+    gaps += 1
+    full = [total == n * spec.tail for total, n in zip(totals, planes.tokens, strict=True)]
+    if all(full):  # every draw found a token of its own
+        shape = (sum(planes.tokens), spec.tail)
+        gaps, draws = gaps.reshape(shape), np.ones(shape, np.int16)
+        codes = planes.flat(totals, value_bytes).reshape(shape)
+        present = None
+    else:
+        counted = [0 if f else n for f, n in zip(full, planes.tokens, strict=True)]
+        number = planes.flat(counted, count_bytes, [np.full(n, spec.tail) for n in planes.tokens])
+        counted = [0 if f else t for f, t in zip(full, totals, strict=True)]
+        drawn = planes.flat(counted, count_bytes, [np.zeros(t, np.uint8) for t in totals])
+        shape = (len(number), int(number.max()))
+        present = np.arange(shape[1]) < number[:, None]
+        at = np.flatnonzero(present)
 
-    def take(self, size: int) -> np.ndarray:
-        piece = self.data[self.at : self.at + size]
-        if len(piece) != size:
-            raise ValueError("payload is shorter than its token count says")
-        self.at += size
-        return piece
+        def spread(values: np.ndarray, dtype) -> np.ndarray:
+            out = np.zeros(shape, dtype)
+            out.reshape(-1)[at] = values
+            return out
 
-    def planes(self, size: int, n_bytes: int) -> list[np.ndarray]:
-        return [self.take(size) for _ in range(n_bytes)]
+        gaps, codes = spread(gaps, np.int32), spread(planes.flat(totals, value_bytes), np.int32)
+        draws = spread(drawn.astype(np.int16) + np.int16(1), np.int16)
+    ids = torch.cumsum(torch.from_numpy(gaps), 1, dtype=torch.int32).numpy()
+    ids -= 1
+    if present is not None:
+        ids *= present
+    return ids, draws, codes
+
+
+class _Planes:
+    """Takes consecutive planes from the bytes of several examples at once."""
+
+    def __init__(self, data: list[np.ndarray], tokens: list[int]) -> None:
+        self.data, self.tokens, self.at = data, tokens, [0] * len(data)
+
+    def _take(self, sizes: list[int]) -> list[np.ndarray]:
+        pieces = []
+        for i, size in enumerate(sizes):
+            pieces.append(self.data[i][self.at[i] : self.at[i] + size])
+            self.at[i] += size
+        return pieces
+
+    def by_rank(self, ranks: int, n_bytes: int) -> np.ndarray:
+        """[ranks, n] unsigned integers of ``n_bytes``, for all tokens."""
+        if not ranks:
+            return np.empty((0, sum(self.tokens)), np.uint8)
+        planes = [
+            _concatenate([p.reshape(ranks, -1) for p in self._take([ranks * n for n in self.tokens])])
+            for _ in range(n_bytes)
+        ]
+        return _join(planes)
+
+    def bits_by_rank(self, ranks: int) -> np.ndarray:
+        """[ranks, n] of 0 and 1."""
+        sizes = [ranks * n for n in self.tokens]
+        pieces = self._take([(size + 7) // 8 for size in sizes])
+        return _concatenate(
+            [np.unpackbits(p, count=size).reshape(ranks, -1) for p, size in zip(pieces, sizes, strict=True)]
+        )
+
+    def flat(self, sizes: list[int], n_bytes: int, absent: list[np.ndarray] | None = None) -> np.ndarray:
+        """Unsigned integers of ``n_bytes``, ``sizes`` of them from each example; ``absent``: for examples of none."""
+        planes = [self._take(sizes) for _ in range(n_bytes)]
+        if absent is None:
+            return _join([_concatenate(parts) for parts in planes])
+        pieces = [_join(list(parts)) for parts in zip(*planes, strict=True)]
+        return np.concatenate([p if size else a for p, size, a in zip(pieces, sizes, absent, strict=True)])
+
+
+def _concatenate(pieces: list[np.ndarray]) -> np.ndarray:
+    """Along the last axis."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces, axis=-1) if pieces else np.empty(0, np.uint8)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from .certificate import merge
-from .codec import unpack
+from .codec import unpack, unpack_batch
 from .rows import PackedRows
 from .spec import CacheSpec
 from .writer import FOOTER_KEY, parse_footer, shard_name
@@ -19,7 +19,7 @@ from .writer import FOOTER_KEY, parse_footer, shard_name
 if TYPE_CHECKING:
     from .rows import TeacherRows
 
-_COLUMNS = ["id", "tokens", "tail_total", "head", "tail", "lse"]
+_COLUMNS = ["id", "tokens", "tail_total", "payload"]
 
 
 class Shard:
@@ -133,24 +133,34 @@ class CacheReader:
                     self._held -= sum(column.nbytes for column in old)
         return columns
 
-    def rows(self, example_id: str) -> "TeacherRows":
-        """Rows of one example. Raises UserError if the cache does not hold it or its shard is damaged."""
+    def _packed(self, example_id: str) -> PackedRows:
         try:
             shard, group, row = self._place[example_id]
         except KeyError:
             raise UserError(f"{self.folder}: the logit cache holds no example {example_id!r}") from None
-        tokens, tail_total, head, tail, lse = self._group((shard, group))
-        blobs = (head[row].as_buffer(), tail[row].as_buffer(), lse[row].as_buffer())
+        tokens, tail_total, payload = self._group((shard, group))
+        return PackedRows(tokens[row].as_py(), tail_total[row].as_py(), payload[row].as_buffer())
+
+    def rows(self, example_id: str) -> "TeacherRows":
+        """Rows of one example. Raises UserError if the cache does not hold it or its shard is damaged."""
         try:
-            return unpack(PackedRows(tokens[row].as_py(), tail_total[row].as_py(), *blobs), self.spec)
+            return unpack(self._packed(example_id), self.spec)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.shards[shard].path}: example {example_id!r} cannot be decoded ({error})") from None
+            path = self.shards[self._place[example_id][0]].path
+            raise UserError(f"{path}: example {example_id!r} cannot be decoded ({error})") from None
 
-    def batch(self, ids: Iterable[str]) -> "list[TeacherRows]":
-        """Rows of several examples, in the order asked."""
-        return [self.rows(example_id) for example_id in ids]
+    def batch(self, ids: Iterable[str]) -> "TeacherRows":
+        """Rows of several examples, one after another in the order asked."""
+        ids = list(ids)
+        packed = [self._packed(example_id) for example_id in ids]
+        try:
+            return unpack_batch(packed, self.spec)
+        except (OSError, ValueError):
+            for example_id in ids:  # which one
+                self.rows(example_id)
+            raise
 
-    def prefetch(self, batches: Iterable[list[str]], depth: int = 4) -> Iterator["list[TeacherRows]"]:
+    def prefetch(self, batches: Iterable[list[str]], depth: int = 4) -> Iterator["TeacherRows"]:
         """Batches decoded by a thread of their own, at most ``depth`` ahead. Its errors are raised here."""
         done = object()
         ready: queue.Queue = queue.Queue(maxsize=depth)

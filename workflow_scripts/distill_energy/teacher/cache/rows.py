@@ -39,13 +39,11 @@ class EncodedRows:
 
 @dataclass
 class PackedRows:
-    """One example's rows as stored: three binaries (see ``codec``) and the two counts needed to unpack them."""
+    """One example's rows as stored: a binary (see ``codec``) and the two counts needed to unpack it."""
 
     tokens: int
     tail_total: int  # distinct sampled tokens over all rows
-    head: bytes = b""
-    tail: bytes = b""
-    lse: bytes = b""
+    payload: bytes = b""
     stats: dict[str, "np.ndarray"] = field(default_factory=dict)  # not stored
 
     def __len__(self) -> int:
@@ -53,7 +51,7 @@ class PackedRows:
 
     @property
     def nbytes(self) -> int:
-        return len(self.head) + len(self.tail) + len(self.lse)
+        return len(self.payload)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import UserError
 
 METHODS = ("topk", "sampled", "head_tail")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: Temperatures whose tail distributions are mixed (in equal parts) into the proposal of the sampled tail.
 DEFAULT_PROPOSAL = {"topk": (), "sampled": (1.0,), "head_tail": (2.0, 4.0)}

@@ -146,20 +146,20 @@ class CacheWriter:
         start, stop = self.plan[index]
         stats = ShardStats(self.spec)
         stats.audits = list(audits)
-        columns: dict[str, list] = {name: [] for name in ("id", "tokens", "tail_total", "head", "tail", "lse")}
+        columns: dict[str, list] = {name: [] for name in ("id", "tokens", "tail_total", "payload")}
         for position, packed in enumerate(rows):
             expected = self.tokens[start + position]
             if len(packed) != expected:
                 raise ValueError(f"example {self.ids[start + position]}: {len(packed)} rows for {expected} tokens")
             stats.add(packed)
             columns["id"].append(self.ids[start + position])
-            for name in ("tokens", "tail_total", "head", "tail", "lse"):
+            for name in ("tokens", "tail_total", "payload"):
                 columns[name].append(getattr(packed, name))
         if len(columns["id"]) != stop - start:
             raise ValueError(f"shard {index}: {len(columns['id'])} examples, {stop - start} planned")
-        types = [pa.string(), pa.int32(), pa.int32(), pa.binary(), pa.binary(), pa.binary()]
+        types = [pa.string(), pa.int32(), pa.int32(), pa.binary()]
         schema = pa.schema([pa.field(n, t, nullable=False) for n, t in zip(columns, types, strict=True)])
-        payload = [sum(len(columns[name][i]) for name in ("head", "tail", "lse")) for i in range(stop - start)]
+        payload = [len(binary) for binary in columns["payload"]]
         content = {**self._head(index), "payload_bytes": sum(payload), "stats": stats.to_json()}
         path = self.folder / shard_name(index)
         with (
@@ -167,7 +167,7 @@ class CacheWriter:
             pq.ParquetWriter(
                 temporary,
                 schema,
-                compression={"id": "zstd", **dict.fromkeys(["tokens", "tail_total", "head", "tail", "lse"], "none")},
+                compression={"id": "zstd", **dict.fromkeys(["tokens", "tail_total", "payload"], "none")},
                 use_dictionary=False,
                 write_statistics=["id"],
                 write_page_checksum=True,
