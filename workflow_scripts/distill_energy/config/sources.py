@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -119,13 +120,27 @@ class Logits(Section):
 
     method: Literal["topk", "sampled", "head_tail"] = "head_tail"
     head: int = Field(48, ge=0)
-    tail: int = Field(48, ge=0)
+    tail: int = Field(48, ge=0, le=65535)
     seed: int = 0
     batch_tokens: int = Field(4096, gt=0)
     audit_examples: int = Field(8, gt=0)
+    lse_temperatures: tuple[float, ...] = Field(
+        (1.0, 2.0, 4.0), min_length=1, description="at which the tail's log-sum-exp is kept; others are interpolated"
+    )
+    proposal_temperatures: tuple[float, ...] | None = Field(
+        None, min_length=1, description="whose mean the tail is drawn from, among lse_temperatures; null: the method's"
+    )
+    value_step: float = Field(1 / 16, gt=0, le=1, description="nats between two stored values")
+    value_bits: Literal[8, 16] = Field(8, description="of a stored difference of values; 16 for a small value_step")
+    shard_tokens: int = Field(131072, gt=0, description="response tokens in a shard at most, what a kill can cost")
+    shard_examples: int = Field(512, gt=0)
 
     @model_validator(mode="after")
     def _something(self) -> "Logits":
+        if any(not 0 < t < math.inf for t in self.lse_temperatures):
+            raise ValueError("lse_temperatures must be above 0")
+        if set(self.proposal_temperatures or ()) - set(self.lse_temperatures):
+            raise ValueError("proposal_temperatures must be among lse_temperatures")
         if self.method == "topk" and self.head < 1:
             raise ValueError("method topk needs head ≥ 1")
         if self.method == "sampled" and self.tail < 1:

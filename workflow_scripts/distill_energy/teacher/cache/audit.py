@@ -109,7 +109,7 @@ def exact_rows(z, ids, spec, temperatures) -> tuple["torch.Tensor", "torch.Tenso
 
 
 def _quantisation(exact, stored):
-    """KL(exact ‖ stored) [r] between two targets: weights [r, m] and, if they don't sum to 1, the rest as one outcome."""
+    """KL(exact ‖ stored) [r] of two targets: weights [r, m] and, if they don't sum to 1, the rest as one outcome."""
     import torch
 
     (p, p_rest), (q, q_rest) = exact, stored

@@ -167,7 +167,8 @@ def _head_size(n: int, spec: "CacheSpec") -> int:
     k = spec.head
     bits = max(0, (spec.vocab_size - 1).bit_length() - 16)
     high = bits * ((n * k + 7) // 8)
-    return k * n * min(_id_bytes(spec), 2) + high + 2 * min(max(k - 1, 0), 1) * n + _value_bytes(spec) * max(k - 2, 0) * n
+    values = 2 * min(max(k - 1, 0), 1) + _value_bytes(spec) * max(k - 2, 0)
+    return n * (k * min(_id_bytes(spec), 2) + values) + high
 
 
 def _tail_size(n: int, total: int, spec: "CacheSpec") -> int:
@@ -198,9 +199,7 @@ def _unpack_head(planes: "_Planes", spec: "CacheSpec") -> tuple[np.ndarray, np.n
     return ids, values
 
 
-def _unpack_tail(
-    planes: "_Planes", totals: list[int], spec: "CacheSpec"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _unpack_tail(planes: "_Planes", totals: list[int], spec: "CacheSpec") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids int32, draws int16, value codes) [n, D], padded with token 0 of no draws."""
     import torch
 
