@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distill_energy.errors import UserError
 from distill_energy.losses.teacher import collate_teacher
 from distill_energy.teacher.cache import CacheSpec, encode_rows, pack, uniforms, unpack
+from distill_energy.teacher.cache.codec import unpack_batch
 from distill_energy.teacher.cache.encode import concatenate
 
 
@@ -26,7 +27,7 @@ def logits(n: int, vocabulary: int, seed: int = 0, scale: float = 2.5) -> torch.
     method=st.sampled_from(["topk", "sampled", "head_tail"]),
     vocabulary=st.sampled_from([2, 3, 255, 256, 257, 65536, 65537, 131073]),
     head=st.integers(1, 70),
-    tail=st.integers(1, 70),
+    tail=st.one_of(st.integers(1, 70), st.just(300)),
     bits=st.sampled_from([8, 16]),
     n=st.integers(0, 9),
     seed=st.integers(0, 100),
@@ -56,6 +57,40 @@ def test_what_is_packed_is_what_was_encoded(method, vocabulary, head, tail, bits
         rows.tail_lse[encoded.lse_codes > 0], stored[encoded.lse_codes > 0], rtol=1e-6, atol=1e-5
     )
     assert np.isneginf(rows.tail_lse[encoded.lse_codes == 0]).all()
+
+
+@pytest.mark.parametrize("method", ["topk", "sampled", "head_tail"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_batch_holds_its_examples_one_after_another(method, bits):
+    """Also where some have as many distinct draws as draws, and some no tokens at all."""
+    spec = CacheSpec(method=method, vocab_size=70_000, head=12, tail=8, value_bits=bits)
+    packed = []
+    for i, n in enumerate((5, 0, 1, 7, 3)):
+        z = logits(n, spec.vocab_size, i)
+        if i == 3:
+            z = z / 100  # all tokens alike: no draw meets another
+        if i == 4:
+            z[:, : spec.head + 1] = 60  # one token is left to draw
+        packed.append(pack(encode_rows(z, spec, uniforms(i, "x", n)), spec))
+    if spec.tail:
+        full = [p.tail_total == p.tokens * spec.tail for p in packed if p.tokens]
+        assert any(full) and not all(full)
+    batch, at = unpack_batch(packed, spec), 0
+    for rows in (unpack(p, spec) for p in packed):
+        piece, width = slice(at, at + len(rows)), rows.ids.shape[1]
+        for name in ("ids", "logits", "counts"):
+            here, alone = getattr(batch, name)[piece], getattr(rows, name)
+            present = slice(0, alone.shape[1])
+            np.testing.assert_array_equal(here[:, present][:, :12], alone[:, :12])
+            if name == "counts":
+                assert not here[:, alone.shape[1] :].any()
+        drawn = rows.counts > 0
+        for name in ("ids", "logits"):
+            here, alone = getattr(batch, name)[piece, :width], getattr(rows, name)
+            np.testing.assert_array_equal(here[:, spec.head :][drawn], alone[:, spec.head :][drawn])
+        np.testing.assert_array_equal(batch.tail_lse[piece], rows.tail_lse)
+        at += len(rows)
+    assert at == len(batch)
 
 
 @pytest.mark.parametrize(
