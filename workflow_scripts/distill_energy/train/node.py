@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from .worker import end_with_parent, job_of, take_part
@@ -18,29 +19,24 @@ from .worker import end_with_parent, job_of, take_part
 
 def main() -> int:
     """Returns the exit status; a reason for failing is the last line of standard output."""
-    from ..energy import Meter, MeterConfig
     from .processes import Crew, available, check_processes, device_of
 
     content = json.loads(sys.stdin.readline())
     done = end_with_parent()
-    spec, count, world = content["spec"], content["count"], content["peers"]["world"]
+    count, world = content["count"], content["peers"]["world"]
     first = (1 + int(os.environ.get("SLURM_PROCID", 0))) * count
     device_type = "cpu" if content["peers"]["device"] == "cpu" else "cuda"
-    energy = spec["energy"]
-    config = MeterConfig(interval_s=energy["interval_s"], jitter=energy["jitter"], cpu=energy["cpu"])
-    identity = {"stage": spec["stage"], "name": spec["name"], "version": spec["version"]}
     crew = Crew(lambda message: print(message, file=sys.stderr, flush=True))
     try:
         if device_type == "cuda" and not available("cuda"):
             raise UserError("another node of the job has no GPU")
         check_processes(count, device_type)
-        with Meter(attempts_dir=Path(spec["attempts"]), config=config, identity=identity):
+        with meter_of(content["spec"]):
             job = job_of(content)
             job.peers = replace(job.peers, rank=first, device=device_of(device_type, 0))
             crew.start_local(job, first, count, world, device_type, content["rendezvous"])
             crew.watch()
-            own = content | {"peers": vars(job.peers)}
-            status = take_part(own)
+            status = take_part(job, content["rendezvous"], count)
             if status:
                 raise SystemExit(status)
     except UserError as error:
@@ -50,6 +46,16 @@ def main() -> int:
         crew.stop()
     done.set()
     return 0
+
+
+def meter_of(spec: dict[str, Any]) -> Any:
+    """A meter of this node whose attempt lies beside those of the stage ``spec`` (as JSON)."""
+    from ..energy import Meter, MeterConfig
+
+    energy = spec["energy"]
+    config = MeterConfig(interval_s=energy["interval_s"], jitter=energy["jitter"], cpu=energy["cpu"])
+    identity = {"stage": spec["stage"], "name": spec["name"], "version": spec["version"]}
+    return Meter(attempts_dir=Path(spec["attempts"]), config=config, identity=identity)
 
 
 if __name__ == "__main__":

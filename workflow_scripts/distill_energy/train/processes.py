@@ -57,6 +57,9 @@ def join(peers: Peers, rendezvous: str, count: int) -> None:
     """Make this process one of the group, and share the host's cores among its ``count``."""
     import torch
 
+    if peers.world == count:
+        # All on one host: the loopback interface always exists, the host's name may not resolve.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if peers.device == "cpu":
         torch.set_num_threads(max(1, available("cpu") // count))
         backend = "gloo"
@@ -69,19 +72,30 @@ def join(peers: Peers, rendezvous: str, count: int) -> None:
 
 
 @contextlib.contextmanager
+def member(job: Job, peers: Peers, rendezvous: str, count: int) -> Iterator[Job]:
+    """Be one of a group of processes that were started already; leave it when all of them are done."""
+    import torch
+
+    join(peers, rendezvous, count)
+    job.peers = peers
+    try:
+        yield job
+        torch.distributed.barrier()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
 def group(job: Job, count: int, device_type: str, nodes: int = 1, spec: dict[str, Any] | None = None) -> Iterator[Job]:
     """Start the peers of this process, ``count`` a node, and yield the job of rank 0 among them.
 
     ``spec`` (a stage's, as JSON) is what the other nodes meter themselves by. Raises UserError with a peer's own
     message if a peer fails for a reason that it can name.
     """
-    import torch
-
     world = count * nodes
     if nodes == 1:
         rendezvous = f"file://{(job.work / f'rendezvous-{uuid.uuid4().hex}').resolve()}"
-        # All on one host: the loopback interface always exists, the host's name may not resolve.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     else:
         rendezvous = f"tcp://{socket.gethostname()}:{_free_port()}"
     crew = Crew(job.log)
@@ -91,21 +105,11 @@ def group(job: Job, count: int, device_type: str, nodes: int = 1, spec: dict[str
             crew.start_nodes(job, nodes, count, world, device_type, rendezvous, spec or {})
         crew.watch()
         own = Peers(0, 0, world, device_of(device_type, 0))
-        join(own, rendezvous, count)
-        job.peers = own
-        yield job
-        torch.distributed.barrier()
-    except UserError:
-        raise
-    except Exception as error:
-        failure = crew.failure()
-        if failure:
-            raise UserError(failure) from error
-        raise
+        # The group ends before the children are stopped: with rank 0's store gone no peer waits in vain. What went
+        # wrong is asked before that, since its end makes the other peers fail too.
+        with crew.explaining(), member(job, own, rendezvous, count), crew.explaining():
+            yield job
     finally:
-        # The group goes first: with rank 0's store gone no peer waits in vain.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
         crew.stop()
         Path(rendezvous.removeprefix("file://")).unlink(missing_ok=True)
 
@@ -206,6 +210,19 @@ class Crew:
                     return f"training process {self.children.index(child) + 1}: {reason}"
             time.sleep(0.1)
         return None
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Raise a child's reason as UserError in the place of the error that its end caused here."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            failure = self.failure()
+            if failure:
+                raise UserError(failure) from error
+            raise
 
     def stop(self) -> None:
         """End the children: those that are done end by themselves, the others when their input closes."""

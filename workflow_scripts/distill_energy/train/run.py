@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ..store import atomic
 from .job import Job, Peers
 from .loop import Loop
 from .memory import keep_freed_memory, out_of_memory
-from .processes import check_processes, device_of, group, nodes_of
+from .processes import check_processes, device_of, group, member, nodes_of
 from .setup import Setup
 from .state import State
 from .trajectory import write_trajectory
@@ -23,7 +25,24 @@ from .trajectory import write_trajectory
 def train(ctx: Any) -> dict[str, Any]:
     """Train, save the best weights and the trajectory; returns the results."""
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    job = Job(
+    job = job_of_stage(ctx, Peers(device=device_of(device_type, 0)))
+    count, nodes = job.training.get("processes") or 1, nodes_of(job.training)
+    check_processes(count, device_type)
+    if count * nodes == 1:
+        return _fit_in(contextlib.nullcontext(job), job, ctx.out)
+    spec = {**ctx.spec.to_json(), "attempts": str(Path(ctx.spec.attempts).resolve())}
+    return _fit_in(group(job, count, device_type, nodes, spec), job, ctx.out)
+
+
+def train_among(ctx: Any, peers: Peers, rendezvous: str, count: int) -> dict[str, Any]:
+    """As ``train``, by the rank 0 of processes that something else started, ``count`` on this node."""
+    job = job_of_stage(ctx, peers)
+    return _fit_in(member(job, peers, rendezvous, count), job, ctx.out)
+
+
+def job_of_stage(ctx: Any, peers: Peers) -> Job:
+    """The training that a stage's context asks for."""
+    return Job(
         params=ctx.spec.params,
         inputs=ctx.inputs,
         work=ctx.work,
@@ -32,18 +51,17 @@ def train(ctx: Any) -> dict[str, Any]:
         name=ctx.spec.name,
         version=ctx.spec.version,
         joules_before=joules_of_earlier_attempts(ctx.spec.attempts),
-        peers=Peers(device=device_of(device_type, 0)),
+        peers=peers,
     )
-    count, nodes = job.training.get("processes") or 1, nodes_of(job.training)
-    check_processes(count, device_type)
-    if device_type == "cpu":
+
+
+def _fit_in(company: AbstractContextManager[Job], job: Job, out: Path) -> dict[str, Any]:
+    """Train among the processes that ``company`` is. Raises UserError where memory ran out."""
+    if job.peers.device == "cpu":
         keep_freed_memory()
     try:
-        if count * nodes == 1:
-            return fit(job, ctx.out)
-        spec = {**ctx.spec.to_json(), "attempts": str(Path(ctx.spec.attempts).resolve())}
-        with group(job, count, device_type, nodes, spec) as joined:
-            return fit(joined, ctx.out)
+        with company as joined:
+            return fit(joined, out)
     except (RuntimeError, MemoryError) as error:
         message = out_of_memory(job, error)
         if message is None:

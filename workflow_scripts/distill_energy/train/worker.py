@@ -36,7 +36,7 @@ def main() -> int:
     """Train as one of several. Returns the exit status; a reason for failing is the last line of standard output."""
     content = json.loads(sys.stdin.readline())
     done = end_with_parent()
-    status = take_part(content)
+    status = take_part(job_of(content), content["rendezvous"], content["count"])
     done.set()
     return status
 
@@ -55,24 +55,20 @@ def job_of(content: dict[str, Any]) -> Job:
     )
 
 
-def take_part(content: dict[str, Any]) -> int:
+def take_part(job: Job, rendezvous: str, count: int) -> int:
     """Train to the end with the others; prints the reason if it fails for one that has a name."""
-    import torch
-
     from .loop import Loop
     from .memory import keep_freed_memory, out_of_memory
-    from .processes import join
+    from .processes import member
     from .setup import Setup
 
-    job = job_of(content)
     if job.peers.device == "cpu":
         keep_freed_memory()
     try:
-        join(job.peers, content["rendezvous"], content["count"])
-        loop = Loop(job, Setup(job))
-        loop.run()
-        loop.final_weights()
-        torch.distributed.barrier()
+        with member(job, job.peers, rendezvous, count):
+            loop = Loop(job, Setup(job))
+            loop.run()
+            loop.final_weights()
     except UserError as error:
         print(error, flush=True)
         return 1
@@ -82,7 +78,6 @@ def take_part(content: dict[str, Any]) -> int:
             raise
         print(message, flush=True)
         return 1
-    torch.distributed.destroy_process_group()
     return 0
 
 
