@@ -10,6 +10,8 @@ sys.path.insert(0, str(SCRIPTS))
 from distill_energy.config import parse_config  # noqa: E402
 from distill_energy.errors import UserError  # noqa: E402
 from distill_energy.plan import build_plan  # noqa: E402
+from distill_energy.store.remote import Remote, is_remote, local_root  # noqa: E402
+from distill_energy.store.sidecar import TEACHER_STAGES  # noqa: E402
 
 # One measured stage at a time on a host: two on one device would share its joules. Set here and not only in a
 # profile, since --resources on the command line replaces a profile's. Local, since each host has its own meter.
@@ -31,13 +33,18 @@ try:
         config, ", ".join(map(str, workflow.configfiles)) or "config"
     )
     plan = build_plan(settings)
+    # What a shared store on object storage has already is not planned again. Jobs find it in the mirror.
+    if is_remote(settings.teacher_store) and workflow.is_main_process:
+        Remote(settings.teacher_store, local_root(settings.teacher_store)).refresh(
+            spec.key for stage in TEACHER_STAGES for spec in plan.of(stage)
+        )
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 # The environment of every job under --sdm conda: cpu (default) or cuda.
 ENVIRONMENT = f"../envs/{os.environ.get('DISTILL_ENERGY_ENV', 'cpu')}.yaml"
 
-TEACHER_ROOT = settings.teacher_store or "results"
+TEACHER_ROOT = local_root(settings.teacher_store)
 
 
 def artifact(root, stage):

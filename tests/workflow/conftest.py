@@ -18,10 +18,11 @@ TINY = REPO / "tests" / "workflow" / "tiny.yaml"
 class Workflow:
     """One workflow folder with a configuration of its own."""
 
-    def __init__(self, folder: Path, repo: Path = REPO) -> None:
+    def __init__(self, folder: Path, repo: Path = REPO, python: str = sys.executable, **environment: str) -> None:
         self.folder = folder
         self.repo = repo
         self.config = folder / "tiny.yaml"
+        self.python, self.environment = python, environment
 
     def edit(self, change) -> None:
         """Apply ``change`` to the configuration."""
@@ -32,11 +33,11 @@ class Workflow:
     def run(self, *args: str, check: bool = True) -> subprocess.CompletedProcess:
         """Call Snakemake in this folder."""
         command = [
-            sys.executable, "-m", "snakemake", "--snakefile", str(self.repo / "Snakefile"),
+            self.python, "-m", "snakemake", "--snakefile", str(self.repo / "Snakefile"),
             "--directory", str(self.folder), "--configfile", str(self.config),
             "--workflow-profile", str(self.repo / "profiles" / "default"), "--cores", "all", *args,
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")

@@ -59,27 +59,42 @@ def logged(job: Any, name: str | None = None) -> Iterator[Callable[[str], None]]
 def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> schema.Sidecar:
     """Run one stage under the meter and commit its artifact. Raises what ``main`` raises, the attempt recorded."""
     out, attempts = Path(spec.folder), Path(spec.attempts)
+    store = _remote_store(spec)
+    if store is not None:
+        store.prepare()
     with artifact_lock(attempts, _say):
-        restored = _restore(out, attempts)
-        if restored is not None:
-            return restored
-        out.mkdir(parents=True, exist_ok=True)
-        work = attempts / "work"
-        work.mkdir(parents=True, exist_ok=True)
-        inputs = _checked_inputs(spec)
-        meter = _meter(spec, attempts, inputs)
-        with meter:
-            context = StageContext(spec, inputs, out, work, meter, _say)
-            results = main(context) or {}
-        record = _sidecar(spec, out, attempts, results)
-        meter.write_power(out / schema.POWER_NAME)
-        text = schema.dump(record)
-        # The copy beside the attempts survives Snakemake's removal of a rule's outputs before it runs again.
-        atomic.write_text(attempts / schema.SIDECAR_NAME, text)
-        atomic.write_text(out / schema.SIDECAR_NAME, text)
-        _register(spec, record)
-        shutil.rmtree(work, ignore_errors=True)
+        record = _restore(out, attempts)
+        if record is None and store is not None and spec.root == str(store.mirror):
+            record = store.take(spec.key)  # another workflow may have made it since this one was planned
+        if record is None:
+            record = _make(spec, main, store)
+        _share(spec, record, store)
         return record
+
+
+def _make(spec: StageSpec, main: Callable[[StageContext], dict | None], store: Any) -> schema.Sidecar:
+    out, attempts = Path(spec.folder), Path(spec.attempts)
+    out.mkdir(parents=True, exist_ok=True)
+    work = attempts / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    inputs = _checked_inputs(spec, store)
+    meter = _meter(spec, attempts, inputs)
+    with meter:
+        for item in spec.consumes:
+            key = (item.stage, item.name, item.version)
+            if store is not None and item.root == str(store.mirror) and store.lacking(key):
+                with meter.phase("teacher_store"):
+                    store.fetch(key, _say)
+        context = StageContext(spec, inputs, out, work, meter, _say)
+        results = main(context) or {}
+    record = _sidecar(spec, out, attempts, results)
+    meter.write_power(out / schema.POWER_NAME)
+    text = schema.dump(record)
+    # The copy beside the attempts survives Snakemake's removal of a rule's outputs before it runs again.
+    atomic.write_text(attempts / schema.SIDECAR_NAME, text)
+    atomic.write_text(out / schema.SIDECAR_NAME, text)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
 
 
 def _say(message: str) -> None:
@@ -105,19 +120,21 @@ def _restore(out: Path, attempts: Path) -> schema.Sidecar | None:
     return record
 
 
-def _checked_inputs(spec: StageSpec) -> dict[str, Path]:
-    """Folder of each input; its sidecar must be there and its files of the right size."""
+def _checked_inputs(spec: StageSpec, store: Any = None) -> dict[str, Path]:
+    """Folder of each input; its sidecar must be there and its files of the right size, or still to be pulled."""
     inputs = {}
     for item in spec.consumes:
         folder = Path(item.folder)
         record = schema.read(folder / schema.SIDECAR_NAME)
+        inputs[item.role] = folder
+        if store is not None and item.root == str(store.mirror):
+            continue
         for file in record.produces:
             path = folder / file.path
             size = path.stat().st_size if path.is_file() else None
             if size != file.bytes:
                 found = "missing" if size is None else f"{size} bytes"
                 raise UserError(f"{path}: {found}, its sidecar says {file.bytes} bytes; remove {folder} to remake it")
-        inputs[item.role] = folder
     return inputs
 
 
@@ -183,14 +200,30 @@ def per_token(gross_j: float | None, reason: str | None, tokens: schema.Tokens) 
     return schema.PerToken(reason="the stage counts no tokens")
 
 
-def _register(spec: StageSpec, record: schema.Sidecar) -> None:
-    """Tell a teacher store outside this workflow's results of its consumer."""
+def _remote_store(spec: StageSpec) -> Any:
+    """The object store that the stage writes to or reads from, or None."""
+    roots = [spec.root] if spec.stage in schema.TEACHER_STAGES else []
+    roots += [item.root for item in spec.consumes if item.stage in schema.TEACHER_STAGES]
+    if spec.store is None or not roots:
+        return None
+    from .store.remote import Remote
+
+    return Remote(spec.store, roots[0])
+
+
+def _share(spec: StageSpec, record: schema.Sidecar, store: Any) -> None:
+    """Push a teacher artifact; tell a teacher store outside this workflow's results of its consumer. Idempotent."""
     from .store.teacher_store import register
 
-    stores = {i.root for i in spec.consumes if i.stage in schema.TEACHER_STAGES and i.root != spec.root}
-    if spec.stage == "student_training":
-        for store in stores:
-            register(store, record)
+    if store is not None and spec.root == str(store.mirror):
+        store.push(spec.key, record, _say)
+    if spec.stage != "student_training":
+        return
+    if store is not None:
+        store.register(record)
+        return
+    for root in {i.root for i in spec.consumes if i.stage in schema.TEACHER_STAGES and i.root != spec.root}:
+        register(root, record)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..store.atomic import replacing, write_parquet
+from ..store.remote import is_remote, synced
 from .ledger import collect_rows, mark_current, problem_rows
 from .options import Options
 from .rows import Problem, schema
@@ -122,8 +123,9 @@ def main(
     log=print,
 ) -> None:
     """Write ``out["ledger"]``, ``out["summary"]`` and ``out["csv"]`` from the sidecars under ``results_root`` and
-    ``roots``
-    (such as a teacher store). ``config`` is the validated configuration as a plain mapping."""
+    ``roots`` (such as a teacher store; of a URL its mirror, brought up to date). ``config`` is the validated
+    configuration as a plain mapping."""
+    roots = [synced(root, results_root) if is_remote(str(root)) else root for root in roots]
     rows, summary, problems = answer([results_root, *roots], current=current, config=config, plan_labels=plan_labels)
     for problem in problems:
         log(f"{problem.kind}: {problem.message}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..store.sidecar import SIDECAR_NAME, parse
-from .graph import Key, Provenance
+from .graph import TEACHER, Key, Provenance
 from .outside import orphans, registered
 from .rows import OUTSIDE, Problem, artifact_folders, check, key_of, row_of, schema
 
@@ -33,6 +33,7 @@ def collect_rows(
     extra: list[dict[str, Any]] = []
     problems: list[Problem] = []
     rejected: set[Key] = set()
+    counted: dict[Key, set[str]] = {}
     seen_roots: set[str] = set()
     folders = []
     for root in map(Path, roots):
@@ -61,6 +62,8 @@ def collect_rows(
                 continue
             if (first := rows.get(key)) is None:
                 rows[key] = row
+                if key[0] in TEACHER:
+                    counted[key] = {attempt.id for attempt in sidecar.attempts}
                 continue
             same = _same_record(first, row)
             what = "the same record as" if same else "another execution of the artifact of"
@@ -72,7 +75,7 @@ def collect_rows(
             row["flags"] = [*row["flags"], "duplicate"]
             extra.append(row)
     for root in folders:
-        for row, problem in orphans(root, set(rows) | rejected, plan_labels or {}):
+        for row, problem in orphans(root, set(rows) | rejected, plan_labels or {}, counted):
             problems.append(problem)
             if row is not None:
                 extra.append(row)

@@ -10,7 +10,17 @@ from ..errors import UserError
 from ..store.sidecar import Attempt, read, total
 from ..store.teacher_store import consumers
 from .graph import Key
-from .rows import COLUMNS, Problem, artifact_folders, component_sums, key_of, label_columns, row_of, sum_known
+from .rows import (
+    COLUMNS,
+    Problem,
+    artifact_folders,
+    component_sums,
+    key_of,
+    label_columns,
+    row_of,
+    subfolders,
+    sum_known,
+)
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
@@ -20,14 +30,22 @@ def read_attempts(folder: Path) -> list[Attempt]:
     return list(attempts_of(folder))
 
 
-def orphans(root: Path, known: set[Key], labels: Mapping[str, Mapping]) -> Iterator[tuple[dict | None, Problem]]:
-    """Rows of attempts that never led to an artifact: energy that was spent and wasted."""
+def orphans(
+    root: Path, known: set[Key], labels: Mapping[str, Mapping], counted: Mapping[Key, set[str]] | None = None
+) -> Iterator[tuple[dict | None, Problem]]:
+    """Rows of attempts that never led to an artifact: energy that was spent and wasted.
+
+    ``counted``: ids of the attempts in a teacher artifact's sidecar. Others beside it are of a workflow that failed
+    before another one, with which it shares the artifact, made it.
+    """
+    counted = counted or {}
     for key, folder in artifact_folders(root / "attempts"):
-        if key in known:
+        taken = counted.get(key)
+        if key in known and (taken is None or not set(subfolders(str(folder))) - taken):
             continue
         name = "/".join(key)
         try:
-            attempts = read_attempts(folder)
+            attempts = [a for a in read_attempts(folder) if a.id not in (taken or ())]
         except UserError as error:
             yield None, Problem(str(folder), "rejected", str(error))
             continue

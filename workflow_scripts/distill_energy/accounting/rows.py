@@ -109,7 +109,7 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
-def _subfolders(path: str) -> list[str]:
+def subfolders(path: str) -> list[str]:
     try:
         with os.scandir(path) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -120,8 +120,8 @@ def _subfolders(path: str) -> list[str]:
 def artifact_folders(root: Path) -> Iterator[tuple[Key, Path]]:
     """Every ``<root>/<stage>/<name>/<version>/`` of a known stage."""
     for stage in STAGES:
-        for name in _subfolders(f"{root}/{stage}"):
-            for version in _subfolders(f"{root}/{stage}/{name}"):
+        for name in subfolders(f"{root}/{stage}"):
+            for version in subfolders(f"{root}/{stage}/{name}"):
                 yield (stage, name, version), root / stage / name / version
 
 

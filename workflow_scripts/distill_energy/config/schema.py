@@ -87,7 +87,9 @@ class Config(Section):
     evaluation: Evaluation
     accounting: Accounting = Field(default_factory=Accounting)
     teacher_store: str | None = Field(
-        None, description="folder outside results/ in which teacher artifacts live and their consumers register"
+        None,
+        description="folder outside results/, or URL (s3://bucket/prefix, gs://…, file://…), in which teacher artifacts "
+        "live and their consumers register",
     )
 
     @field_validator("models", "datasets", "pipelines")

@@ -9,6 +9,7 @@ from typing import Any
 from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
 from ..errors import UserError
+from ..store.remote import is_remote, local_root
 from .recipes import recipe
 from .spec import Input, StageSpec, digest, make_spec
 from .sweep import Setting, settings
@@ -54,7 +55,8 @@ class _Builder:
     def __init__(self, config: Config, root: str) -> None:
         self.config = config
         self.root = root
-        self.teacher_root = config.teacher_store or root
+        self.teacher_root = local_root(config.teacher_store, root)
+        self.store = config.teacher_store if is_remote(config.teacher_store) else None
         self.plan = Plan()
         self.energy = config.energy.model_dump(mode="json")
         self.model_params: dict[str, dict[str, Any]] = {}
@@ -82,7 +84,8 @@ class _Builder:
         if stage != "prerun":
             consumes = (*consumes, self.prerun.as_input("prerun", hashed=False))
         rest.setdefault("root", self.root)
-        return self.plan.add(make_spec(stage, name, recipe(work), params, consumes, energy=self.energy, **rest))
+        rest |= {"energy": self.energy, "store": self.store}
+        return self.plan.add(make_spec(stage, name, recipe(work), params, consumes, **rest))
 
     def model(self, name: str) -> dict[str, Any]:
         """A model's dict with references resolved (see docs/architecture.md)."""

@@ -61,6 +61,7 @@ class StageSpec:
     seed: int | None = None
     root: str = "results"
     energy: dict[str, Any] = field(default_factory=dict)  # how to measure; never part of the version
+    store: str | None = None  # URL of the teacher store whose mirror is among the roots, if it is on object storage
 
     @property
     def key(self) -> tuple[str, str, str]:

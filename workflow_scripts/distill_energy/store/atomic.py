@@ -55,8 +55,8 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-#: Tables below this size in memory are not compressed: it saves nothing, and each column costs its reader 20 µs, half of
-#: the time in which the aggregate reads thousands of tables of a few rows.
+#: Tables below this size in memory are not compressed: it saves nothing, and each column costs its reader 20 µs, half
+#: of the time in which the aggregate reads thousands of tables of a few rows.
 SMALL_BYTES = 1 << 16
 
 

@@ -1,4 +1,4 @@
-"""A teacher store: a folder outside ``results/`` that several workflows share.
+"""A teacher store: a folder outside ``results/`` that several workflows share (a URL: see ``remote``).
 
 Teacher artifacts live there as they would under ``results/``. A run that consumed one leaves a copy of its sidecar
 under ``consumers/``, so that every workflow counts the reuse of all.
@@ -13,17 +13,21 @@ from . import atomic
 from .sidecar import TEACHER_STAGES, Sidecar, dump
 
 
+def copies(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
+    """(path below the store, text) of the copy that a consumer leaves at each teacher artifact it read."""
+    for item in sidecar.consumes:
+        if item.stage in TEACHER_STAGES:
+            folder = f"consumers/{item.stage}/{item.name}/{item.version}"
+            # The first attempt tells two workflows apart that trained the same run, each at its own cost.
+            yield f"{folder}/{sidecar.version}-{sidecar.attempts[0].id}.json", dump(sidecar)
+
+
 def register(store: str | Path, sidecar: Sidecar) -> list[Path]:
     """Leave a copy of a consumer's sidecar at each teacher artifact it read. Idempotent."""
     written = []
-    for item in sidecar.consumes:
-        if item.stage not in TEACHER_STAGES:
-            continue
-        folder = Path(store) / "consumers" / item.stage / item.name / item.version
-        # The first attempt tells two workflows apart that trained the same run, each at its own cost.
-        path = folder / f"{sidecar.version}-{sidecar.attempts[0].id}.json"
-        atomic.write_text(path, dump(sidecar))
-        written.append(path)
+    for name, text in copies(sidecar):
+        atomic.write_text(Path(store) / name, text)
+        written.append(Path(store) / name)
     return written
 
 
