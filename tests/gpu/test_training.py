@@ -91,3 +91,43 @@ def test_two_gpus_train_as_one(tmp_path, data, sharding):
     _, two, _ = run(tmp_path / "two", params(model=WIDE, max_steps=8, processes=2, sharding=sharding), data, two_meter)
     assert [r["train_loss"] for r in one] == pytest.approx([r["train_loss"] for r in two], rel=1e-2)
     assert one_meter.tokens["processed"] == two_meter.tokens["processed"]
+
+
+@pytest.fixture
+def liger():
+    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+
+
+@pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("casting", [False, True])
+def test_liger_gives_our_loss_and_gradients(biased, casting):
+    """Rows over several of Liger's chunks; fp32 weights, with and without bfloat16 products."""
+    from distill_energy.losses.ce import ce_loss
+
+    torch.manual_seed(0)
+    hidden = torch.randn(700, 256, device="cuda", requires_grad=True)
+    weight = (torch.randn(8192, 256, device="cuda") * 0.05).requires_grad_()
+    bias = torch.randn(8192, device="cuda").requires_grad_() if biased else None
+    labels = torch.randint(8192, (700,), device="cuda")
+    inputs = [hidden, weight, *([bias] if biased else [])]
+    found = []
+    for kernel in ("chunks", "liger"):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=casting):
+            loss = ce_loss(hidden, weight, labels, bias=bias, kernel=kernel).loss
+        found.append([loss.detach(), *torch.autograd.grad(loss / 700, inputs)])
+    ours, theirs = found
+    assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-2 if casting else 1e-5)
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > (0.999 if casting else 0.99999)
+
+
+@pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize("precision", ["bf16_autocast", "bf16_stochastic"])
+def test_liger_trains_as_our_chunks_do(tmp_path, data, precision):
+    changes = {"model": WIDE, "precision": precision, "max_steps": 6}
+    ours, a, _ = run(tmp_path / "a", params(liger=False, **changes), data)
+    theirs, b, _ = run(tmp_path / "b", params(**changes), data)
+    assert (ours["ce_kernel"], theirs["ce_kernel"].split()[0]) == ("chunks", "liger")
+    assert [r["train_loss"] for r in a] == pytest.approx([r["train_loss"] for r in b], rel=2e-2)

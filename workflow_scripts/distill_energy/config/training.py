@@ -54,6 +54,7 @@ class Training(Section):
     packing: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
+    liger: bool | None = None  # Liger's fused cross-entropy; None: where CUDA and the package are there
     lora: Lora | None = None
     reference_faithful: bool | Reference | None = None  # reproduce the choices of the paper's harness
     processes: int | None = Field(None, gt=0)  # data-parallel processes a node; None: one

@@ -47,7 +47,8 @@ class _FusedLinearLoss(torch.autograd.Function):
         h, w = hidden.to(dtype), weight.to(dtype)
         n = h.shape[0]
         grad_h = torch.empty_like(h) if need_h else None
-        grad_w = torch.zeros(weight.shape, dtype=accumulate, device=w.device) if need_w else None
+        once = 0 < n <= chunk_rows  # a single chunk's product is the weight's gradient itself
+        grad_w = torch.zeros(weight.shape, dtype=accumulate, device=w.device) if need_w and not once else None
         grad_b = torch.zeros(bias.shape, dtype=accumulate, device=w.device) if need_b else None
         losses, parts = [], []
         buffer = None
@@ -74,7 +75,9 @@ class _FusedLinearLoss(torch.autograd.Function):
                 if need_h:
                     torch.mm(grad, w, out=grad_h[rows])
                 if need_w:
-                    if dtype == accumulate:
+                    if once:
+                        grad_w = torch.mm(grad.T, h).to(accumulate)
+                    elif dtype == accumulate:
                         grad_w.addmm_(grad.T, h[rows])
                     else:
                         grad_w.add_(torch.mm(grad.T, h[rows]))

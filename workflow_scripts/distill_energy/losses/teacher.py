@@ -34,9 +34,7 @@ class TeacherTensors:
         return teacher_weights(self.logits, self.counts, self.tail_lse, self.spec, temperature)
 
 
-def collate_teacher(
-    rows: "TeacherRows | Sequence[TeacherRows]", device: torch.device | str = "cpu"
-) -> TeacherTensors:
+def collate_teacher(rows: "TeacherRows | Sequence[TeacherRows]", device: torch.device | str = "cpu") -> TeacherTensors:
     """A batch's rows, or several of them in order, the sampled tail padded to the widest."""
     parts = list(rows) if isinstance(rows, Sequence) else [rows]
     if not parts:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..losses.ce import kernel_version
 from ..store import atomic
 from .job import Job, Peers
 from .loop import Loop
@@ -131,6 +132,7 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
         "tokens_per_s": state.tokens / state.seconds if state.seconds else None,
         "precision": setup.precision.used,
         "precision_note": setup.precision.note,
+        "ce_kernel": kernel_version(setup.settings.ce_kernel),
         "saved_dtype": str(setup.save_dtype).removeprefix("torch."),
         "share_changed": sum(changed) / len(changed) if changed else None,
         "parameters": setup.parameters,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import UserError
+from ..losses.ce import choose_kernel
 from ..models.sources import load_model, load_tokenizer
 from ..teacher.cache.fingerprint import tokenizer_hash
 from . import pipelines, sharded
@@ -38,6 +40,9 @@ class Setup:
         self.training = training
         self.pipeline = pipelines.get(job.params["pipeline"]["kind"])
         self.settings = self.pipeline.settings(job.params["pipeline"])
+        kernel = choose_kernel(training.get("liger"), peers.device)
+        if self.pipeline.plain_ce:
+            self.settings = replace(self.settings, ce_kernel=kernel)
         self.choices = choices(training, self.pipeline.kind)
         self.precision = resolve_precision(self.choices.precision(training["precision"]), peers.device)
         if self.precision.note and peers.leads:

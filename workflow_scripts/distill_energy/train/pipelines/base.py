@@ -21,6 +21,7 @@ class Settings:
     alpha: float | None = None
     temperature: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    ce_kernel: str = "chunks"  # what computes a cross-entropy (``losses.ce.choose_kernel``)
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Pipeline:
 
     kind: str
     needs: str | None = None  # "teacher_logits", "teacher_generation" or None
+    plain_ce: bool = True  # whether the loss is ``ce_loss``, for which there is more than one kernel
     rows: str = "data"  # role of the input whose train.parquet it trains on, and whose validation.parquet stops it
 
     def settings(self, raw: dict[str, Any]) -> Settings:
@@ -69,5 +71,5 @@ class Pipeline:
         """Sum over rows. ``hidden`` [n, H] at the positions before the labels, ``weight`` [V, H], ``labels`` [n]."""
         from ...losses.ce import ce_loss
 
-        result = ce_loss(hidden, weight, labels, bias=bias)
+        result = ce_loss(hidden, weight, labels, bias=bias, kernel=settings.ce_kernel)
         return LossParts(result.loss, result.parts["ce"])

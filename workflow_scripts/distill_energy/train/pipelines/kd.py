@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class Kd(Pipeline):
     kind = "kd"
     needs = "teacher_logits"
+    plain_ce = False
 
     def settings(self, raw: dict[str, Any]) -> Settings:
         settings = super().settings(raw)
