@@ -115,7 +115,13 @@ def test_preempted_job_is_requeued_and_completes(finished: Workflow, whole_clust
     # a requeue keeps the job's id: attempts have keys of their own
     assert {attempt.slurm_job_id for attempt in record.attempts} == {job["JobId"]}
     assert len({attempt.id for attempt in record.attempts}) == 2
+    assert [(attempt.slurm_restart, attempt.slurm_restart_reason) for attempt in record.attempts] == [
+        (0, None),
+        (1, None),
+    ]
+    assert record.attempts[0].slurm_node == job["NodeList"]  # all nodes of the test cluster have one host name
     (job,) = case.workflow.jobs("student_training")
+    assert record.attempts[1].slurm_node == job["NodeList"]
     assert job["Restarts"] == "1" and job["JobState"] == "COMPLETED"
 
 

@@ -53,3 +53,14 @@ def test_profile_can_survive_preemption_and_cancelling() -> None:
     assert "slurm-no-requeue" not in mine and mine["slurm-requeue"] is True
     assert mine["slurm-status-command"] == "squeue"
     assert mine["retries"] >= 1
+
+
+def test_restart_count_is_the_environments_or_unknown_with_a_reason(monkeypatch, tmp_path) -> None:
+    from distill_energy.energy.identity import restarts
+
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert restarts(None) == (None, None)
+    assert restarts("7") == (None, "scontrol: No such file or directory")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert restarts("7") == (3, None)

@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def workflow(finished: Workflow, folder: Path, url: str, seed: int, *args, **rest) -> Workflow:
-    """A workflow that has prepared its data and nothing else, with the store at ``url`` and one seed to train."""
-    for part in ("prerun", "preprocess"):
+    """A workflow whose data and teacher's scores are there and nothing else, with a store and one seed to train."""
+    for part in ("prerun", "preprocess", "evaluation/demo-big"):
         shutil.copytree(finished.folder / "results" / part, folder / "results" / part, copy_function=shutil.copyfile)
     shutil.copy(finished.config, folder)
     made = Workflow(folder, finished.repo, *args, **rest)

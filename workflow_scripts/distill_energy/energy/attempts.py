@@ -67,7 +67,9 @@ def build_attempt(
         boot_id=who["boot_id"],
         pid=who["pid"],
         slurm_job_id=who["slurm_job_id"],
+        slurm_node=who.get("slurm_node"),
         slurm_restart=who["slurm_restart"],
+        slurm_restart_reason=who.get("slurm_restart_reason"),
         start_utc=utc(go["u"]),
         end_utc=utc(go["u"] + stop - start),  # a step of the wall clock must not bend the duration
         start_mono_s=start,

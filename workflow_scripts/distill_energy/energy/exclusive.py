@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ..store.lock import take
+
 #: One for all users and jobs of the host, whatever TMPDIR says.
 FOLDER = "/tmp/distill-energy-locks"
 FOLDER_VARIABLE = "DISTILL_ENERGY_LOCKS"  # environment: another folder
@@ -42,16 +44,11 @@ class DeviceLocks:
         inherited = set(filter(None, (self._before or "").split(",")))
         for uuid in sorted(set(uuids) - inherited):
             descriptor = self._open(re.sub(r"[^A-Za-z0-9_.-]", "_", uuid))
-            said = False
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not said:
-                        said = True
-                        say(f"waiting: GPU {uuid} is measured for process {_holder(descriptor)}")
-                    time.sleep(poll_s)
+
+            def waiting(uuid: str = uuid, descriptor: int = descriptor) -> None:
+                say(f"waiting: GPU {uuid} is measured for process {_holder(descriptor)}")
+
+            take(descriptor, waiting, poll_s)
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)

@@ -6,8 +6,11 @@ import datetime as dt
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
+
+SCONTROL_S = 5.0
 
 
 def utc(timestamp: float) -> str:
@@ -42,7 +45,7 @@ def attempt_identity(now: float) -> dict[str, Any]:
     """Fields of ``store.sidecar.Attempt`` that say who runs, with ``pid_start`` and an ``id`` nobody else makes."""
     host, boot, pid = socket.gethostname(), boot_id(), os.getpid()
     job = os.environ.get("SLURM_JOB_ID")
-    restart = int(os.environ["SLURM_RESTART_COUNT"]) if os.environ.get("SLURM_RESTART_COUNT", "").isdigit() else None
+    restart, unknown = restarts(job)
     start = process_start(pid)
     stamp = dt.datetime.fromtimestamp(now, dt.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     who = f"slurm{job}.{restart or 0}" if job else "local"
@@ -54,8 +57,32 @@ def attempt_identity(now: float) -> dict[str, Any]:
         "pid": pid,
         "pid_start": start,
         "slurm_job_id": job,
+        "slurm_node": os.environ.get("SLURMD_NODENAME"),
         "slurm_restart": restart,
+        "slurm_restart_reason": unknown,
     }
+
+
+def restarts(job: str | None) -> tuple[int | None, str | None]:
+    """(how often SLURM has started this job again, why that is unknown). Both None outside a job.
+
+    ``SLURM_RESTART_COUNT`` is the batch script's; a job step, as Snakemake's are, has to ask the controller.
+    """
+    if job is None:
+        return None, None
+    if (told := os.environ.get("SLURM_RESTART_COUNT", "")).isdigit():
+        return int(told), None
+    command = ["scontrol", "show", "job", "--oneliner", job]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SCONTROL_S)
+    except subprocess.TimeoutExpired:
+        return None, f"scontrol did not answer within {SCONTROL_S:g} s"
+    except OSError as error:
+        return None, f"scontrol: {error.strerror}"
+    found = re.search(r"\bRestarts=(\d+)", done.stdout)
+    if found is None:
+        return None, f"scontrol: {done.stderr.strip() or 'no restart count'}"
+    return int(found[1]), None
 
 
 def alive(identity: dict[str, Any]) -> bool | None:

@@ -107,7 +107,9 @@ class Attempt(_Strict):
     boot_id: str | None = None
     pid: int | None = None
     slurm_job_id: str | None = None
+    slurm_node: str | None = None  # several nodes of a test cluster are one host
     slurm_restart: int | None = None
+    slurm_restart_reason: str | None = None  # why slurm_restart is null in a SLURM job
     start_utc: str
     end_utc: str | None = None
     start_mono_s: float
