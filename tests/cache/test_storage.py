@@ -184,7 +184,7 @@ def test_certificate_adds_up_over_shards(folder):
     for name, key in (("loss", "loss"), ("accuracy", "correct"), ("entropy", "entropy")):
         assert certificate["teacher"][name] == pytest.approx(np.concatenate([s[key] for s in stats]).mean(), rel=1e-5)
     mass = np.concatenate([s["head_mass"] for s in stats])
-    for i, t in enumerate(("1", "2", "4")):
+    for i, t in enumerate(("1", "2", "3", "4")):
         entry = certificate["head_mass"][t]
         assert entry["mean"] == pytest.approx(mass[:, i].mean(), rel=1e-5)
         for name, q in (("p05", 0.05), ("p50", 0.5)):

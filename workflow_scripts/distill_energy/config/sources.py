@@ -119,13 +119,13 @@ class Logits(Section):
     """The logit cache: which parts of the teacher's distribution are kept at each response token."""
 
     method: Literal["topk", "sampled", "head_tail"] = "head_tail"
-    head: int = Field(48, ge=0)
-    tail: int = Field(48, ge=0, le=65535)
+    head: int = Field(32, ge=0)
+    tail: int = Field(64, ge=0, le=65535)
     seed: int = 0
     batch_tokens: int = Field(4096, gt=0)
     audit_examples: int = Field(8, gt=0)
     lse_temperatures: tuple[float, ...] = Field(
-        (1.0, 2.0, 4.0), min_length=1, description="at which the tail's log-sum-exp is kept; others are interpolated"
+        (1.0, 2.0, 3.0, 4.0), min_length=1, description="at which the tail's log-sum-exp is kept; others are interpolated"
     )
     proposal_temperatures: tuple[float, ...] | None = Field(
         None, min_length=1, description="whose mean the tail is drawn from, among lse_temperatures; null: the method's"

@@ -101,20 +101,14 @@ def _encode(x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "to
         x.scatter_(1, head_ids, OUTSIDE)  # x holds the tail only from here on
     else:
         top, head_ids = x[:, :0], torch.empty(r, 0, dtype=torch.long, device=x.device)
-    tail_sums, head_sums, proposals = {}, {}, {}
-    e, before = None, None
+    tail_sums, head_sums, powers = {}, {}, {}
     for t in sorted({1.0, *spec.lse_temperatures}, reverse=True):
-        e = torch.mul(e, e) if before == 2 * t else torch.exp(x / t)
-        before = t
-        tail_sums[t] = e.sum(-1, keepdim=True)
+        powers[t] = torch.mul(powers[2 * t], powers[2 * t]) if 2 * t in powers else torch.exp(x / t)
+        tail_sums[t] = powers[t].sum(-1, keepdim=True)
         head_sums[t] = torch.exp(top / t).sum(-1, keepdim=True)
-        if t in spec.proposal_temperatures:
-            proposals[t] = e
     z = tail_sums[1.0] + head_sums[1.0]
     log_z = torch.log(z)[:, 0]  # relative to the largest logit, like all below
-    # e is exp(x) now only if 1 is the smallest temperature.
-    e1 = e if before == 1.0 else torch.exp(x)
-    dot = torch.linalg.vecdot(e1, x)[:, None] + (torch.exp(top) * top).sum(-1, keepdim=True)
+    dot = torch.linalg.vecdot(powers[1.0], x)[:, None] + (torch.exp(top) * top).sum(-1, keepdim=True)
     stats["entropy"] = log_z - (dot / z)[:, 0]
     if labels is not None:
         stats["loss"] = log_z - picked
@@ -124,7 +118,7 @@ def _encode(x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "to
     lse_codes = ((lse - LSE_LOW) / LSE_STEP).round().clamp(0, 65535)
     head_codes = _ranked_codes(-top, spec)
     if spec.tail:
-        shares = [p.div(tail_sums[t].clamp_min(1e-38)) for t, p in proposals.items()]
+        shares = [powers[t].div(tail_sums[t].clamp_min(1e-38)) for t in spec.proposal_temperatures]
         ids, counts = _systematic(sum(shares[1:], shares[0]), spec.tail, u)
         values = reference - x.gather(1, ids.clamp_min(0))
         low = head_codes[:, -1:] if k else torch.zeros(r, 1, device=x.device)

@@ -21,8 +21,9 @@ from ...errors import UserError
 METHODS = ("topk", "sampled", "head_tail")
 FORMAT_VERSION = 2
 
-#: Temperatures whose tail distributions are mixed (in equal parts) into the proposal of the sampled tail.
-DEFAULT_PROPOSAL = {"topk": (), "sampled": (1.0,), "head_tail": (2.0, 4.0)}
+#: The temperature whose tail distribution the draws come from: the cached one that is nearest. For head_tail between
+#: the temperatures that are used, so that the weights of none spread widely.
+DEFAULT_PROPOSAL = {"sampled": 1.0, "head_tail": 3.0}
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class CacheSpec:
 
     method: str = "head_tail"
     vocab_size: int = 0
-    head: int = 48
-    tail: int = 48
-    lse_temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    head: int = 32
+    tail: int = 64
+    lse_temperatures: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
     proposal_temperatures: tuple[float, ...] | None = None  # a subset of lse_temperatures; None: the method's default
     value_step: float = 1 / 16  # nats between two stored logit values
     value_bits: int = 8  # bits of a stored difference: 8 or 16
@@ -60,8 +61,9 @@ class CacheSpec:
             raise UserError(f"logits.tail: method {self.method} needs tail ≥ 1")
         if self.tail > 65535:
             raise UserError(f"logits.tail: {self.tail} is above 65,535")
-        proposal = self.proposal_temperatures
-        proposal = DEFAULT_PROPOSAL[self.method] if proposal is None else tuple(float(t) for t in proposal)
+        proposal = tuple(float(t) for t in self.proposal_temperatures or ())
+        if self.tail and self.proposal_temperatures is None:
+            proposal = (min(self.lse_temperatures, key=lambda t: abs(t - DEFAULT_PROPOSAL[self.method])),)
         if self.tail:
             missing = [t for t in proposal if t not in self.lse_temperatures]
             if missing or not proposal:
