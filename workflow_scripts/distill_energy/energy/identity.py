@@ -72,6 +72,13 @@ def restarts(job: str | None) -> tuple[int | None, str | None]:
         return None, None
     if (told := os.environ.get("SLURM_RESTART_COUNT", "")).isdigit():
         return int(told), None
+    found, unknown = job_field(job, "Restarts")
+    return (None, unknown) if found is None else (int(found), None)
+
+
+def job_field(job: str, name: str) -> tuple[str | None, str | None]:
+    """(what the controller says of a SLURM job, why that is unknown). Snakemake's job steps see a variable such as
+    ``SLURM_JOB_NUM_NODES`` not at all, or that of the step."""
     command = ["scontrol", "show", "job", "--oneliner", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SCONTROL_S)
@@ -79,10 +86,8 @@ def restarts(job: str | None) -> tuple[int | None, str | None]:
         return None, f"scontrol did not answer within {SCONTROL_S:g} s"
     except OSError as error:
         return None, f"scontrol: {error.strerror}"
-    found = re.search(r"\bRestarts=(\d+)", done.stdout)
-    if found is None:
-        return None, f"scontrol: {done.stderr.strip() or 'no restart count'}"
-    return int(found[1]), None
+    found = re.search(rf"\b{name}=(\S+)", done.stdout)
+    return (found[1], None) if found else (None, f"scontrol: {done.stderr.strip() or f'no {name}'}")
 
 
 def alive(identity: dict[str, Any]) -> bool | None:

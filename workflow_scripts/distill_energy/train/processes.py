@@ -21,6 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ..energy.identity import job_field
 from ..errors import UserError
 from .job import Job, Peers
 
@@ -117,7 +118,12 @@ def group(job: Job, count: int, device_type: str, nodes: int = 1, spec: dict[str
 def nodes_of(training: dict[str, Any]) -> int:
     """Nodes to train on. Raises UserError if the job was not given as many."""
     nodes = training.get("nodes") or 1
-    given = int(os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+    if nodes == 1:
+        return 1
+    # the environment of Snakemake's job step is that of a job of one node
+    job = os.environ.get("SLURM_JOB_ID")
+    told = job_field(job, "NumNodes")[0] if job else None
+    given = int(told or os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     if nodes > given:
         raise UserError(f"training.nodes is {nodes}, this job has {given} (several nodes take a SLURM job of as many)")
     return nodes
