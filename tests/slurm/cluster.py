@@ -26,6 +26,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slurm_packages import ACCOUNTING_PACKAGES, PACKAGES, install
 from slurm_processes import (
     MARK,
     ClusterError,
@@ -39,8 +40,6 @@ from slurm_processes import (
     wait_until,
 )
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server", "mariadb-client")
 ETC = Path("/etc/slurm")
 CONF_FILES = ("slurm.conf", "gres.conf", "cgroup.conf")
 NAME = "distilltest"
@@ -370,28 +369,6 @@ SlurmdParameters=config_overrides
             tail = path.read_text(errors="replace").splitlines()[-8:]
             parts.append(f"--- {path.name}\n" + "\n".join(tail))
         return "\n".join(parts)
-
-
-def install(packages: tuple[str, ...]) -> None:
-    """Install the Debian packages that are missing. Raises ClusterError where that is impossible."""
-    missing = [name for name in packages if not _installed(name)]
-    if not missing:
-        return
-    if shutil.which("apt-get") is None:
-        raise Unavailable(f"not installed, and there is no apt-get: {', '.join(missing)}")
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (
-        ["apt-get", "update", "-qq"],
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
-    ):
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        if done.returncode:
-            raise Unavailable(f"{' '.join(command[:2])}: {done.stderr.strip()[-300:]}")
-
-
-def _installed(package: str) -> bool:
-    done = subprocess.run(["dpkg-query", "-W", "-f", "${Status}", package], capture_output=True, text=True)
-    return done.stdout.endswith("ok installed")
 
 
 def main() -> int:
