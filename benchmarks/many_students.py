@@ -46,7 +46,10 @@ def configuration(students: int) -> dict[str, Any]:
     names = [f"student{number:05d}" for number in range(students)]
     config["models"] |= {name: {"source": "pruned", "of": "big", "layers": 1 + i % 3} for i, name in enumerate(names)}
     config["students"] = names
-    config["pipelines"] = {"sft": {"kind": "sft", "students": names[:1]}, "kd": {"kind": "kd"}}
+    config["pipelines"] = {
+        "sft": {"kind": "sft", "students": names[:1]},
+        "kd": {"kind": "kd", "alpha": 0.3, "temperature": 2.0},
+    }
     return config
 
 
