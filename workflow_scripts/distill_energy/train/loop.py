@@ -215,7 +215,7 @@ class Loop:
             return {}
         self.meter_read = now
         joules = self._read_meter()
-        return {"joules": joules, "joules_eval": self.state.evaluation_j}
+        return {"joules": joules, "joules_eval": None if joules is None else self.state.evaluation_j}
 
     def _rate(self) -> float:
         return self.state.tokens / self.state.seconds if self.state.seconds else 0.0
