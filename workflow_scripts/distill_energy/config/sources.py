@@ -124,8 +124,10 @@ class Logits(Section):
     seed: int = 0
     batch_tokens: int = Field(4096, gt=0)
     audit_examples: int = Field(8, gt=0)
-    lse_temperatures: tuple[float, ...] = Field(
-        (1.0, 2.0, 3.0, 4.0), min_length=1, description="at which the tail's log-sum-exp is kept; others are interpolated"
+    lse_temperatures: tuple[float, ...] | None = Field(
+        None,
+        min_length=1,
+        description="at which the tail's log-sum-exp is kept, others are interpolated; null: 1, 2, 3, 4 (sampled: 1)",
     )
     proposal_temperatures: tuple[float, ...] | None = Field(
         None, min_length=1, description="whose mean the tail is drawn from, among lse_temperatures; null: the method's"
@@ -137,9 +139,9 @@ class Logits(Section):
 
     @model_validator(mode="after")
     def _something(self) -> "Logits":
-        if any(not 0 < t < math.inf for t in self.lse_temperatures):
+        if any(not 0 < t < math.inf for t in self.lse_temperatures or ()):
             raise ValueError("lse_temperatures must be above 0")
-        if set(self.proposal_temperatures or ()) - set(self.lse_temperatures):
+        if self.lse_temperatures and set(self.proposal_temperatures or ()) - set(self.lse_temperatures):
             raise ValueError("proposal_temperatures must be among lse_temperatures")
         if self.method == "topk" and self.head < 1:
             raise ValueError("method topk needs head ≥ 1")

@@ -5,10 +5,11 @@ cannot be compressed is stored raw. Planes of the head are rank-major (all token
 ragged tail token-major. In this order:
 
 * log-sum-exps: 16-bit fixed point, low plane, high plane;
-* head: id bytes, low plane, middle plane, and bits above 16; then differences of successive value codes (16 bits at
+* head: ids, low plane, high plane, and bits above 16; then differences of successive value codes (16 bits at
   rank 1, where a confident token's gap is large; ``value_bits`` after), grouped by rank;
-* tail: number of distinct tokens of each row and draws of each token, both left out where every draw found a token
-  of its own; gaps between ascending ids, in byte planes; value codes relative to the last of the head.
+* tail: gaps between ascending ids, in two byte planes and bits above 16; number of distinct tokens of each row and
+  draws of each token (modulo 256 against those that its value leads to expect), both left out where every draw found
+  a token of its own; value codes relative to the last of the head.
 """
 
 from __future__ import annotations
@@ -70,12 +71,20 @@ def _join(planes: list[np.ndarray]) -> np.ndarray:
 
 
 def _id_bytes(spec: "CacheSpec") -> int:
-    return max(1, ((spec.vocab_size - 1).bit_length() + 7) // 8)
+    """Byte planes of a token id or a gap; what is above is kept by bits."""
+    return 1 if spec.vocab_size <= 256 else 2
 
 
 def _count_bytes(spec: "CacheSpec") -> int:
     """Of a number of distinct tokens, or of draws: at most ``tail``."""
     return 1 if spec.tail < 256 else 2
+
+
+def _expected_draws(codes: np.ndarray, spec: "CacheSpec") -> np.ndarray:
+    """Draws of a token of this value, at least 1, where the value tells: without a head it is log p at T = 1."""
+    if spec.head or spec.proposal_temperatures != (1.0,):
+        return np.ones(1, np.int32)
+    return np.rint(spec.tail * np.exp(-spec.value_step * codes.astype(np.float64))).clip(1).astype(np.int32)
 
 
 def _value_bytes(spec: "CacheSpec") -> int:
@@ -91,9 +100,8 @@ def pack(rows: EncodedRows, spec: "CacheSpec") -> PackedRows:
         return out
     blocks = _planes(rows.lse_codes.T, 2)
     if k:
-        blocks += _planes(rows.head_ids.T, min(id_bytes, 2))
-        if id_bytes > 2:
-            blocks.append(_high_bits(rows.head_ids, spec))
+        blocks += _planes(rows.head_ids.T, id_bytes)
+        blocks += _high_bits(rows.head_ids.T, spec)
         steps = np.diff(rows.head_codes, axis=1).T  # [K − 1, n]
         blocks += _planes(steps[:1], 2)
         for start, stop in zip(_GROUPS, (*_GROUPS[1:], k), strict=True):
@@ -102,21 +110,24 @@ def pack(rows: EncodedRows, spec: "CacheSpec") -> PackedRows:
         present = rows.tail_ids >= 0
         gaps = np.diff(rows.tail_ids, axis=1, prepend=-1) - 1
         low = rows.head_codes[:, -1:] if k else 0
-        blocks += _planes(gaps[present], id_bytes)
+        gaps = gaps[present]
+        blocks += [*_planes(gaps, id_bytes), *_high_bits(gaps, spec)]
         if out.tail_total < n * spec.tail:
-            blocks += _planes(present.sum(1), _count_bytes(spec)) + _planes(
-                rows.tail_counts[present] - 1, _count_bytes(spec)
-            )
+            draws = rows.tail_counts[present] - _expected_draws(rows.tail_codes[present], spec)
+            blocks += [*_planes(present.sum(1), _count_bytes(spec)), *_planes(draws, _count_bytes(spec))]
         blocks += _planes((rows.tail_codes - low)[present], value_bytes)
     out.payload = _compress(blocks)
     return out
 
 
-def _high_bits(ids: np.ndarray, spec: "CacheSpec") -> np.ndarray:
-    """Bits above 16 of head ids, packed."""
-    bits = (spec.vocab_size - 1).bit_length() - 16
-    high = (ids.T >> 16).astype(np.uint8)
-    return np.concatenate([np.packbits((high >> b) & 1) for b in range(bits)])
+def _high_bits(values: np.ndarray, spec: "CacheSpec") -> list[np.ndarray]:
+    """Each bit above 16 of token ids or gaps between them, packed: most are 0."""
+    high = (values >> 16).astype(np.uint8)
+    return [np.packbits((high >> bit) & 1) for bit in range(_n_high_bits(spec))]
+
+
+def _n_high_bits(spec: "CacheSpec") -> int:
+    return max(0, (spec.vocab_size - 1).bit_length() - 16)
 
 
 def expand(packed: PackedRows, spec: "CacheSpec") -> np.ndarray:
@@ -165,15 +176,15 @@ def unpack_batch(packed: Sequence[PackedRows], spec: "CacheSpec") -> TeacherRows
 
 def _head_size(n: int, spec: "CacheSpec") -> int:
     k = spec.head
-    bits = max(0, (spec.vocab_size - 1).bit_length() - 16)
-    high = bits * ((n * k + 7) // 8)
+    high = _n_high_bits(spec) * ((n * k + 7) // 8)
     values = 2 * min(max(k - 1, 0), 1) + _value_bytes(spec) * max(k - 2, 0)
-    return n * (k * min(_id_bytes(spec), 2) + values) + high
+    return n * (k * _id_bytes(spec) + values) + high
 
 
 def _tail_size(n: int, total: int, spec: "CacheSpec") -> int:
     counts = 0 if total == n * spec.tail else _count_bytes(spec) * (n + total)
-    return total * (_id_bytes(spec) + _value_bytes(spec)) + counts
+    high = _n_high_bits(spec) * ((total + 7) // 8)
+    return total * (_id_bytes(spec) + _value_bytes(spec)) + high + counts
 
 
 def _unpack_head(planes: "_Planes", spec: "CacheSpec") -> tuple[np.ndarray, np.ndarray]:
@@ -181,9 +192,9 @@ def _unpack_head(planes: "_Planes", spec: "CacheSpec") -> tuple[np.ndarray, np.n
     import torch
 
     k, value_bytes, n = spec.head, _value_bytes(spec), sum(planes.tokens)
-    ids = planes.by_rank(k, min(_id_bytes(spec), 2)).T.astype(np.int32, order="C")
-    for bit in range(16, (spec.vocab_size - 1).bit_length()):
-        ids += planes.bits_by_rank(k).T * np.int32(1 << bit)
+    ids = planes.by_rank(k, _id_bytes(spec)).T.astype(np.int32, order="C")
+    for bit in range(_n_high_bits(spec)):
+        ids += planes.bits([k * n for n in planes.tokens], k).T * np.int32(1 << (16 + bit))
     steps = np.zeros((n, k), np.float32)  # float32 holds the sums exactly: they are below 2^24
     if k > 1:
         steps[:, 1:2] = planes.by_rank(1, 2).T
@@ -204,11 +215,11 @@ def _unpack_tail(planes: "_Planes", totals: list[int], spec: "CacheSpec") -> tup
     import torch
 
     id_bytes, value_bytes, count_bytes = _id_bytes(spec), _value_bytes(spec), _count_bytes(spec)
-    gaps = planes.flat(totals, min(id_bytes, 2)).astype(np.int32)
-    if id_bytes > 2:
-        high = planes.flat(totals, 1)
+    gaps = planes.flat(totals, id_bytes).astype(np.int32)
+    for bit in range(_n_high_bits(spec)):
+        high = planes.bits(totals)
         if high.any():
-            gaps += high.astype(np.int32) << 16
+            gaps += high * np.int32(1 << (16 + bit))
     gaps += 1
     full = [total == n * spec.tail for total, n in zip(totals, planes.tokens, strict=True)]
     if all(full):  # every draw found a token of its own
@@ -221,17 +232,18 @@ def _unpack_tail(planes: "_Planes", totals: list[int], spec: "CacheSpec") -> tup
         number = planes.flat(counted, count_bytes, [np.full(n, spec.tail) for n in planes.tokens])
         counted = [0 if f else t for f, t in zip(full, totals, strict=True)]
         drawn = planes.flat(counted, count_bytes, [np.zeros(t, np.uint8) for t in totals])
+        codes = planes.flat(totals, value_bytes)
+        drawn = (drawn + _expected_draws(codes, spec)) & (256**count_bytes - 1)
+        drawn[np.repeat(full, totals)] = 1
         shape = (len(number), int(number.max()))
         present = np.arange(shape[1]) < number[:, None]
-        at = np.flatnonzero(present)
 
         def spread(values: np.ndarray, dtype) -> np.ndarray:
             out = np.zeros(shape, dtype)
-            out.reshape(-1)[at] = values
+            out[present] = values
             return out
 
-        gaps, codes = spread(gaps, np.int32), spread(planes.flat(totals, value_bytes), np.int32)
-        draws = spread(drawn.astype(np.int16) + np.int16(1), np.int16)
+        gaps, codes, draws = spread(gaps, np.int32), spread(codes, np.int32), spread(drawn, np.int16)
     ids = torch.cumsum(torch.from_numpy(gaps), 1, dtype=torch.int32).numpy()
     ids -= 1
     if present is not None:
@@ -262,12 +274,12 @@ class _Planes:
         ]
         return _join(planes)
 
-    def bits_by_rank(self, ranks: int) -> np.ndarray:
-        """[ranks, n] of 0 and 1."""
-        sizes = [ranks * n for n in self.tokens]
+    def bits(self, sizes: list[int], ranks: int | None = None) -> np.ndarray:
+        """0 or 1, ``sizes`` of them from each example; with ``ranks`` as [ranks, n]."""
+        shape = (-1,) if ranks is None else (ranks, -1)
         pieces = self._take([(size + 7) // 8 for size in sizes])
         return _concatenate(
-            [np.unpackbits(p, count=size).reshape(ranks, -1) for p, size in zip(pieces, sizes, strict=True)]
+            [np.unpackbits(p, count=size).reshape(shape) for p, size in zip(pieces, sizes, strict=True)]
         )
 
     def flat(self, sizes: list[int], n_bytes: int, absent: list[np.ndarray] | None = None) -> np.ndarray:

@@ -21,6 +21,8 @@ from ...errors import UserError
 METHODS = ("topk", "sampled", "head_tail")
 FORMAT_VERSION = 2
 
+#: Without a head the gradient needs no log-sum-exp, and that at T = 1 is 0 by the choice of the reference.
+DEFAULT_LSE = {"topk": (1.0, 2.0, 3.0, 4.0), "head_tail": (1.0, 2.0, 3.0, 4.0), "sampled": (1.0,)}
 #: The temperature whose tail distribution the draws come from: the cached one that is nearest. For head_tail between
 #: the temperatures that are used, so that the weights of none spread widely.
 DEFAULT_PROPOSAL = {"sampled": 1.0, "head_tail": 3.0}
@@ -34,7 +36,7 @@ class CacheSpec:
     vocab_size: int = 0
     head: int = 32
     tail: int = 64
-    lse_temperatures: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    lse_temperatures: tuple[float, ...] | None = None  # None: the method's default
     proposal_temperatures: tuple[float, ...] | None = None  # a subset of lse_temperatures; None: the method's default
     value_step: float = 1 / 16  # nats between two stored logit values
     value_bits: int = 8  # bits of a stored difference: 8 or 16
@@ -49,9 +51,11 @@ class CacheSpec:
             raise UserError(f"logits.value_bits: {self.value_bits} is not 8 or 16")
         if not 0 < self.value_step <= 1:
             raise UserError(f"logits.value_step: {self.value_step} is not in (0, 1] nats")
+        set_ = object.__setattr__
+        if self.lse_temperatures is None:
+            set_(self, "lse_temperatures", DEFAULT_LSE[self.method])
         if not self.lse_temperatures or any(not (t > 0 and math.isfinite(t)) for t in self.lse_temperatures):
             raise UserError(f"logits.lse_temperatures: {self.lse_temperatures} must be positive numbers")
-        set_ = object.__setattr__
         set_(self, "lse_temperatures", tuple(sorted({float(t) for t in self.lse_temperatures})))
         set_(self, "head", 0 if self.method == "sampled" else min(int(self.head), self.vocab_size))
         set_(self, "tail", 0 if self.method == "topk" else int(self.tail))
