@@ -109,13 +109,12 @@ def pack(rows: EncodedRows, spec: "CacheSpec") -> PackedRows:
     if spec.tail:
         present = rows.tail_ids >= 0
         gaps = np.diff(rows.tail_ids, axis=1, prepend=-1) - 1
-        low = rows.head_codes[:, -1:] if k else 0
         gaps = gaps[present]
         blocks += [*_planes(gaps, id_bytes), *_high_bits(gaps, spec)]
         if out.tail_total < n * spec.tail:
             draws = rows.tail_counts[present] - _expected_draws(rows.tail_codes[present], spec)
             blocks += [*_planes(present.sum(1), _count_bytes(spec)), *_planes(draws, _count_bytes(spec))]
-        blocks += _planes((rows.tail_codes - low)[present], value_bytes)
+        blocks += _planes(rows.tail_codes[present], value_bytes)
     out.payload = _compress(blocks)
     return out
 
@@ -167,7 +166,7 @@ def unpack_batch(packed: Sequence[PackedRows], spec: "CacheSpec") -> TeacherRows
     ids = np.empty((n, k + tail_ids.shape[1]), np.int32)
     values = np.empty(ids.shape, np.float32)
     ids[:, k:] = tail_ids
-    np.multiply(codes, -np.float32(spec.value_step), out=values[:, k:])
+    np.multiply(codes, -np.float32(spec.tail_step), out=values[:, k:])
     if k:
         ids[:, :k], values[:, :k] = head_ids, head_values
         values[:, k:] += head_values[:, -1:]

@@ -120,12 +120,9 @@ def _encode(x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "to
     if spec.tail:
         shares = [powers[t].div(tail_sums[t].clamp_min(1e-38)) for t in spec.proposal_temperatures]
         ids, counts = _systematic(sum(shares[1:], shares[0]), spec.tail, u)
-        values = reference - x.gather(1, ids.clamp_min(0))
-        low = head_codes[:, -1:] if k else torch.zeros(r, 1, device=x.device)
-        codes = (values / spec.value_step).round()
-        # Stored relative to the last of the head, in value_bits bits.
-        codes = torch.minimum(torch.maximum(codes, low), low + (2**spec.value_bits - 1))
-        codes = torch.where(ids >= 0, codes, torch.zeros_like(codes))
+        top_of_tail = -head_codes[:, -1:] * spec.value_step if k else reference
+        codes = ((top_of_tail - x.gather(1, ids.clamp_min(0))) / spec.tail_step).round()
+        codes = torch.where(ids >= 0, codes.clamp(0, 2**spec.value_bits - 1), torch.zeros_like(codes))
     else:
         ids = torch.empty(r, 0, dtype=torch.long, device=x.device)
         counts, codes = ids, ids

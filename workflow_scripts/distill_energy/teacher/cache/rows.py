@@ -22,7 +22,7 @@ class EncodedRows:
     head_ids: "np.ndarray"  # int32 [n, K], most probable first
     head_codes: "np.ndarray"  # int32 [n, K], (top − z) / step, not decreasing, first is 0
     tail_ids: "np.ndarray"  # int32 [n, D], ascending, −1 where there is none
-    tail_codes: "np.ndarray"  # int32 [n, D], (reference − z) / step
+    tail_codes: "np.ndarray"  # int32 [n, D], (last of the head, or reference − z) / tail step
     tail_counts: "np.ndarray"  # int32 [n, D], draws of each
     lse_codes: "np.ndarray"  # uint16 [n, number of lse_temperatures]
     stats: dict[str, "np.ndarray"] = field(default_factory=dict)  # float32 [n] or [n, temperatures], not stored

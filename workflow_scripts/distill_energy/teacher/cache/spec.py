@@ -77,6 +77,13 @@ class CacheSpec:
                 )
         set_(self, "proposal_temperatures", proposal)
 
+    @property
+    def tail_step(self) -> float:
+        """Nats between two stored values of draws below a head: coarser, since a draw weighs exp(z·(1/T − 1/T_proposal)),
+        so that 8 bits reach deeper (24 nats by default; a clipped draw would count too much at a high T).
+        """
+        return 1.5 * self.value_step if self.head else self.value_step
+
     @classmethod
     def from_params(cls, params: dict[str, Any], vocab_size: int) -> "CacheSpec":
         """From the ``logits`` section of a stage's parameters; keys of the stage itself are left aside."""
