@@ -88,8 +88,8 @@ class Config(Section):
     accounting: Accounting = Field(default_factory=Accounting)
     teacher_store: str | None = Field(
         None,
-        description="folder outside results/, or URL (s3://bucket/prefix, gs://…, file://…), in which teacher artifacts "
-        "live and their consumers register",
+        description="folder outside results/, or URL (s3://bucket/prefix, gs://…, file://…), in which teacher "
+        "artifacts live and their consumers register",
     )
 
     @field_validator("models", "datasets", "pipelines")
