@@ -48,8 +48,7 @@ def build(parameters: Iterable[Any], training: dict[str, Any], scale_parameter: 
     """The optimiser that ``training`` names, over ``parameters``; its rate is set at each step.
 
     Adafactor (Shazeer & Stern 2018) without relative steps, as the paper uses it: the rate is given, and with
-    ``scale_parameter`` each tensor's step is that rate times the tensor's root mean square. Matrices on a CPU take
-    their step in blocks.
+    ``scale_parameter`` each tensor's step is that rate times the tensor's root mean square.
     """
     import torch
 
@@ -57,9 +56,9 @@ def build(parameters: Iterable[Any], training: dict[str, Any], scale_parameter: 
     rate, decay = training["learning_rate"], training["weight_decay"]
     if training["optimizer"] == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-    from .adafactor import BlockwiseAdafactor
+    from transformers.optimization import Adafactor
 
-    return BlockwiseAdafactor(
+    return Adafactor(
         parameters,
         lr=rate,
         weight_decay=decay,
