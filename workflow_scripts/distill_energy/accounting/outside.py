@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..store.sidecar import Attempt, read, total
+from ..store.sidecar import Attempt, read, total, wall_seconds
 from ..store.teacher_store import consumers
 from .graph import Key
 from .rows import (
@@ -83,7 +83,7 @@ def _orphan_row(key: Key, attempts: list[Attempt], path: str, labels: Mapping[st
         "wasted_j": gross,
         "source": "unavailable" if gross is None else _weakest([t[2] for t in totals]),
         "unknown_reason": next((t[3] for t in totals if t[0] is None), None) if gross is None else None,
-        "wall_s": sum_known([a.wall_s for a in attempts]),
+        "wall_s": wall_seconds(attempts),
         "attempts": len(attempts),
         "host": attempts[-1].host,
         "started_utc": attempts[0].start_utc,

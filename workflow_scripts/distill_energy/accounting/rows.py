@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..store.sidecar import STAGES, Component, Sidecar, total
+from ..store.sidecar import STAGES, Component, Sidecar, total, wall_seconds
 from .graph import Key
 
 #: Ledger columns and their Arrow types (see ``schema``). ``*_j`` joules, ``wall_s`` seconds, ``co2e_g`` grams.
@@ -193,7 +193,7 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         "error_j": energy.error_j,
         "source": energy.source,
         "unknown_reason": energy.reason if energy.gross_j is None else None,
-        "wall_s": sum_known([a.wall_s for a in sidecar.attempts]),
+        "wall_s": wall_seconds(sidecar.attempts),
         "attempts": len(sidecar.attempts),
         "j_per_token": sidecar.j_per_token.value,
         "j_per_token_divides_by": sidecar.j_per_token.divides_by,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
+from ..store.sidecar import wall_seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     record, code = run_command(argv, options.out, options.name, _config(options), grid, idle)
     energy = record.energy
     said = f"{energy.gross_j:.1f} J ({energy.source})" if energy.gross_j is not None else f"unknown: {energy.reason}"
-    wall = sum(attempt.wall_s or 0 for attempt in record.attempts)
+    wall = wall_seconds(record.attempts) or 0.0
     flags = f", flags: {', '.join(record.quality.flags)}" if record.quality.flags else ""
     where = Path(options.out) / "command" / record.name / record.version / "energy.json"
     print(f"energy: {said} in {wall:.1f} s{flags}; {where}", file=sys.stderr)

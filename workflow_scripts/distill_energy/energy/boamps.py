@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 from ..errors import UserError
-from ..store.sidecar import Sidecar
+from ..store.sidecar import Sidecar, wall_seconds
 
 KWH = 3.6e6  # J
 _NAMESPACE = uuid.UUID("5f2b9a52-3c1d-4a57-9d0e-6d9c1c8a4e11")  # the same sidecar gives the same report id
@@ -47,17 +47,13 @@ def to_boamps(record: Sidecar) -> dict[str, Any]:
             cpu_tracking_mode=_method(record, "cpu"),
             gpu_tracking_mode=_method(record, "gpu"),
             power_consumption=record.energy.gross_j / KWH,
-            measurement_duration=_wall(record),
+            measurement_duration=wall_seconds(record.attempts) or 0.0,
             measurement_date_time=_date(record.attempts[0].start_utc),
         )
     ]
     if report.environment.country is None:
         report.environment = None  # the schema has no environment without a country
     return report.to_dict()
-
-
-def _wall(record: Sidecar) -> float:
-    return math.fsum(attempt.wall_s or 0.0 for attempt in record.attempts)
 
 
 def _date(iso: str) -> str:
@@ -78,7 +74,7 @@ def _emissions(record: Sidecar) -> Any:
     """CodeCarbon's record of a run, filled with our figures; what the mapping does not use is left empty."""
     from codecarbon.output_methods.emissions_data import EmissionsData
 
-    wall, kwh = _wall(record), record.energy.gross_j / KWH
+    wall, kwh = wall_seconds(record.attempts) or 0.0, record.energy.gross_j / KWH
     names = [gpu.name or "?" for gpu in record.hardware.gpus]
     grams = record.co2e.g or 0.0
     return EmissionsData(

@@ -6,6 +6,7 @@ ISO 8601 and monotonic seconds, every unknown is ``null`` with a reason and neve
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 from pathlib import Path
@@ -289,3 +290,27 @@ def total(components: list[Component]) -> tuple[float | None, float | None, Sour
     error = None if any(e is None for e in errors) else math.fsum(errors)
     source: Source = "estimated" if any(c.source == "estimated" for c in parts) else "measured"
     return gross, error, source, None
+
+
+def wall_seconds(attempts: list[Attempt]) -> float | None:
+    """Seconds in which at least one attempt ran; None if one's are unknown.
+
+    The nodes of one training are attempts at the same time, by the nodes' clocks, and count once. Attempts on one node
+    follow each other and are summed: a clock that was set back between them does not make them overlap.
+    """
+    if not attempts or any(a.wall_s is None for a in attempts):
+        return None
+    by_node: dict[str, float] = {}
+    spans = []
+    for a in attempts:
+        node = a.slurm_node or a.host
+        by_node[node] = math.fsum([by_node.get(node, 0.0), a.wall_s])
+        start = dt.datetime.fromisoformat(a.start_utc).timestamp()
+        spans.append((start, start + a.wall_s))
+    if len(by_node) == 1:
+        return math.fsum(a.wall_s for a in attempts)
+    together, end = 0.0, -math.inf
+    for start, stop in sorted(spans):
+        together += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return max(together, *by_node.values())

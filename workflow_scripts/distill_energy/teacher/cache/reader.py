@@ -1,11 +1,10 @@
-"""Reading a cache: verified shards, rows by example id, batches prefetched off the training thread."""
+"""Reading a cache: verified shards, rows by example id."""
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +149,7 @@ class CacheReader:
             raise UserError(f"{path}: example {example_id!r} cannot be decoded ({error})") from None
 
     def batch(self, ids: Iterable[str]) -> "TeacherRows":
-        """Rows of several examples, one after another in the order asked."""
+        """Rows of several examples, one after another in the order asked. Threads may call it at the same time."""
         ids = list(ids)
         packed = [self._packed(example_id) for example_id in ids]
         try:
@@ -159,38 +158,3 @@ class CacheReader:
             for example_id in ids:  # which one
                 self.rows(example_id)
             raise
-
-    def prefetch(self, batches: Iterable[list[str]], depth: int = 4) -> Iterator["TeacherRows"]:
-        """Batches decoded by a thread of their own, at most ``depth`` ahead. Its errors are raised here."""
-        done = object()
-        ready: queue.Queue = queue.Queue(maxsize=depth)
-        stop = threading.Event()
-
-        def put(item) -> bool:
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def work() -> None:
-            try:
-                for ids in batches:
-                    if not put(self.batch(ids)):
-                        return
-                put(done)
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=work, name="logit-cache-reader", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not done:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
