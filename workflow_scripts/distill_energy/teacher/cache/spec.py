@@ -79,7 +79,7 @@ class CacheSpec:
 
     @property
     def tail_step(self) -> float:
-        """Nats between two stored values of draws below a head: coarser, since a draw weighs exp(z·(1/T − 1/T_proposal)),
+        """Nats between two values of draws below a head: coarser, since a draw weighs exp(z·(1/T − 1/T_proposal)),
         so that 8 bits reach deeper (24 nats by default; a clipped draw would count too much at a high T).
         """
         return 1.5 * self.value_step if self.head else self.value_step
