@@ -18,8 +18,9 @@ RESPONSE: Range = (0.3, 0.55, 0.85)
 #: Share of ``max_new_tokens`` that a teacher's answer takes, and of ``max_steps`` that early stopping leaves.
 ANSWER: Range = (0.4, 0.75, 1.0)
 STEPS: Range = (0.4, 0.8, 1.0)
-#: Bytes a response token of the logit cache by method, for 100 kept ids (8-bit deltas, 17-bit ids, zstd).
-LOGIT_BYTES = {"topk": 2.7, "head_tail": 2.6, "sampled": 2.7}  # a kept id
+#: Bytes of a kept token or a draw of the logit cache, by method (measured, docs/logit_cache.md), and what is kept.
+LOGIT_BYTES = {"topk": 2.5, "head_tail": 2.3, "sampled": 0.8}
+KEPT = {"topk": ("head",), "head_tail": ("head", "tail"), "sampled": ("tail",)}
 #: (items, prompt tokens with its shots, answers scored by likelihood, new tokens) of benchmarks whose data is
 # elsewhere.
 KNOWN_TASKS = {
@@ -223,8 +224,9 @@ def _logits(base: Workload, spec, sizes: Sizes) -> Workload:
     examples = float(sizes.config["datasets"][dataset]["n_train"])
     whole, response = sizes.lengths(dataset, _data_version(base))
     logits = spec.get("params", {}).get("logits", {})
-    kept = float(logits.get("head") or 0) + float(logits.get("tail") or 0) or 100.0
-    size = LOGIT_BYTES.get(logits.get("method", "head_tail"), 2.6) * kept + 8
+    method = logits.get("method", "head_tail")
+    kept = sum(float(logits.get(part) or 0) for part in KEPT[method]) or 100.0
+    size = LOGIT_BYTES[method] * kept + 8
     return _with(
         base,
         terms=(Term("forward", parameters, times(whole, examples)),),
