@@ -22,8 +22,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as every stage does; before torch is imported
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
+
+from distill_energy.stage import let_threads_sleep  # noqa: E402
+
+let_threads_sleep()  # as every stage does; before torch is imported
 
 VOCABULARY = 49152
 SHAPE = {"source": "random", "hidden": 576, "heads": 9, "vocabulary": VOCABULARY}

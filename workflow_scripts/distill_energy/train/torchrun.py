@@ -18,7 +18,7 @@ from typing import Any
 from ..config import load_config
 from ..errors import UserError
 from ..plan import StageSpec, build_plan
-from ..stage import execute
+from ..stage import execute, let_threads_sleep
 from ..store import sidecar
 from ..store.artifact import damage
 from .job import Job, Peers
@@ -57,7 +57,7 @@ class Place:
 
 def main(arguments: list[str]) -> int:
     """Take the part of this process's rank. Returns the exit status."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as every stage does
+    let_threads_sleep()
     place = None
     try:
         if len(arguments) != 2:
