@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
 
-from distill_energy.stage import let_threads_sleep  # noqa: E402
+from distill_energy.stage import let_threads_sleep
 
 let_threads_sleep()  # as every stage does; before torch is imported
 
