@@ -117,20 +117,18 @@ class CacheReader:
         return len(self._place)
 
     def _group(self, key: tuple[int, int]):
-        with self._lock:
+        with self._lock:  # also while it is read: an open Parquet file serves one thread at a time
             if key in self._groups:
                 self._groups.move_to_end(key)
                 return self._groups[key]
-        table = self.shards[key[0]].read(key[1], _COLUMNS[1:])
-        columns = [table.column(name).chunk(0) for name in _COLUMNS[1:]]
-        with self._lock:
-            if key not in self._groups:
-                self._groups[key] = columns
-                self._held += table.nbytes
-                while self._held > self._room and len(self._groups) > 1:
-                    _, old = self._groups.popitem(last=False)
-                    self._held -= sum(column.nbytes for column in old)
-        return columns
+            table = self.shards[key[0]].read(key[1], _COLUMNS[1:])
+            columns = [table.column(name).chunk(0) for name in _COLUMNS[1:]]
+            self._groups[key] = columns
+            self._held += table.nbytes
+            while self._held > self._room and len(self._groups) > 1:
+                _, old = self._groups.popitem(last=False)
+                self._held -= sum(column.nbytes for column in old)
+            return columns
 
     def _packed(self, example_id: str) -> PackedRows:
         try:
