@@ -462,7 +462,10 @@ def test_codecarbon_agrees_with_the_kernel_on_a_process_that_lives(tmp_path):
         while time.monotonic() < end:
             pass
     cpu = component(meter.attempt, "cpu")
-    assert cpu.gross_j == pytest.approx(cpu.crosscheck_j, rel=0.15)
+    # On a busy host CodeCarbon was seen to take one spinning core for two: then the meter must say so.
+    if "disputed" not in meter.attempt.quality.flags:
+        assert cpu.gross_j == pytest.approx(cpu.crosscheck_j, rel=0.15)
+    assert cpu.crosscheck_j > 0
 
 
 def test_codecarbon_writes_nothing(tmp_path, monkeypatch, capfd):
