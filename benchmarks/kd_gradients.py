@@ -16,14 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
 
-METHODS = {
-    "head_tail 32+64": {"method": "head_tail", "head": 32, "tail": 64},
-    "head_tail 48+48": {"method": "head_tail", "head": 48, "tail": 48},
-    "head_tail 16+16": {"method": "head_tail", "head": 16, "tail": 16},
-    "topk 100": {"method": "topk", "head": 100},
-    "topk 32": {"method": "topk", "head": 32},
-    "sampled 50": {"method": "sampled", "tail": 50},
-}
+from logit_cache import METHODS
 
 
 def states(model, rows: list[dict]):

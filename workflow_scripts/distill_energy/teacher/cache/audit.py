@@ -58,7 +58,7 @@ def audit_batch(
         piece = slice(start, min(start + chunk_rows, n))
         z, s = teacher_logits(piece).float(), student_logits(piece).float()
         ids = cached.ids[piece]
-        exact = exact_rows(z, ids, spec, spec.lse_temperatures)
+        exact = _exact_rows(z, ids, spec)
         empty = torch.zeros(2, len(ids), 0, device=device)
         log_p = torch.log_softmax(z, -1)
         distance += float((log_p.exp() * (log_p - torch.log_softmax(s, -1))).nan_to_num(0.0).sum())
@@ -96,7 +96,7 @@ def _bucket_gradient(q, ids, p_head, log_tail_mass):
     return out.scatter(1, ids, q.gather(1, ids) - p_head)
 
 
-def exact_rows(z, ids, spec, temperatures) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _exact_rows(z, ids, spec) -> tuple["torch.Tensor", "torch.Tensor"]:
     """(logits [r, m], log-sum-exps [r, temperatures]) that a cache without rounding would hold; z: fp32 [r, V]."""
     import torch
 
@@ -104,7 +104,7 @@ def exact_rows(z, ids, spec, temperatures) -> tuple["torch.Tensor", "torch.Tenso
     top = z.amax(1, keepdim=True) if k else torch.logsumexp(z, 1, keepdim=True)
     x = z - top
     tail = x.scatter(1, ids[:, :k], float("-inf"))
-    lse = torch.cat([torch.logsumexp(tail / t, 1, keepdim=True) for t in temperatures], 1)
+    lse = torch.cat([torch.logsumexp(tail / t, 1, keepdim=True) for t in spec.lse_temperatures], 1)
     return x.gather(1, ids), lse
 
 

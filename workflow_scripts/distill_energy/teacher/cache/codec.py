@@ -108,8 +108,7 @@ def pack(rows: EncodedRows, spec: "CacheSpec") -> PackedRows:
             blocks += _planes(steps[start : min(stop, k)], value_bytes)
     if spec.tail:
         present = rows.tail_ids >= 0
-        gaps = np.diff(rows.tail_ids, axis=1, prepend=-1) - 1
-        gaps = gaps[present]
+        gaps = (np.diff(rows.tail_ids, axis=1, prepend=-1) - 1)[present]
         blocks += [*_planes(gaps, id_bytes), *_high_bits(gaps, spec)]
         if out.tail_total < n * spec.tail:
             draws = rows.tail_counts[present] - _expected_draws(rows.tail_codes[present], spec)
@@ -227,13 +226,13 @@ def _unpack_tail(planes: "_Planes", totals: list[int], spec: "CacheSpec") -> tup
         codes = planes.flat(totals, value_bytes).reshape(shape)
         present = None
     else:
-        counted = [0 if f else n for f, n in zip(full, planes.tokens, strict=True)]
-        number = planes.flat(counted, count_bytes, [np.full(n, spec.tail) for n in planes.tokens])
-        counted = [0 if f else t for f, t in zip(full, totals, strict=True)]
-        drawn = planes.flat(counted, count_bytes, [np.zeros(t, np.uint8) for t in totals])
+        number = np.full(sum(planes.tokens), spec.tail)
+        draws = np.ones(sum(totals), np.int16)
+        counted = ~np.repeat(full, planes.tokens), ~np.repeat(full, totals)  # rows and tokens of the other examples
+        number[counted[0]] = planes.flat(np.where(full, 0, planes.tokens), count_bytes)
+        drawn = planes.flat(np.where(full, 0, totals), count_bytes)
         codes = planes.flat(totals, value_bytes)
-        drawn = (drawn + _expected_draws(codes, spec)) & (256**count_bytes - 1)
-        drawn[np.repeat(full, totals)] = 1
+        draws[counted[1]] = (drawn + _expected_draws(codes[counted[1]], spec)) & (256**count_bytes - 1)
         shape = (len(number), int(number.max()))
         present = np.arange(shape[1]) < number[:, None]
 
@@ -242,7 +241,7 @@ def _unpack_tail(planes: "_Planes", totals: list[int], spec: "CacheSpec") -> tup
             out[present] = values
             return out
 
-        gaps, codes, draws = spread(gaps, np.int32), spread(codes, np.int32), spread(drawn, np.int16)
+        gaps, codes, draws = spread(gaps, np.int32), spread(codes, np.int32), spread(draws, np.int16)
     ids = torch.cumsum(torch.from_numpy(gaps), 1, dtype=torch.int32).numpy()
     ids -= 1
     if present is not None:
@@ -256,7 +255,7 @@ class _Planes:
     def __init__(self, data: list[np.ndarray], tokens: list[int]) -> None:
         self.data, self.tokens, self.at = data, tokens, [0] * len(data)
 
-    def _take(self, sizes: list[int]) -> list[np.ndarray]:
+    def _take(self, sizes: Sequence[int]) -> list[np.ndarray]:
         pieces = []
         for i, size in enumerate(sizes):
             pieces.append(self.data[i][self.at[i] : self.at[i] + size])
@@ -281,13 +280,9 @@ class _Planes:
             [np.unpackbits(p, count=size).reshape(shape) for p, size in zip(pieces, sizes, strict=True)]
         )
 
-    def flat(self, sizes: list[int], n_bytes: int, absent: list[np.ndarray] | None = None) -> np.ndarray:
-        """Unsigned integers of ``n_bytes``, ``sizes`` of them from each example; ``absent``: for examples of none."""
-        planes = [self._take(sizes) for _ in range(n_bytes)]
-        if absent is None:
-            return _join([_concatenate(parts) for parts in planes])
-        pieces = [_join(list(parts)) for parts in zip(*planes, strict=True)]
-        return np.concatenate([p if size else a for p, size, a in zip(pieces, sizes, absent, strict=True)])
+    def flat(self, sizes: Sequence[int], n_bytes: int) -> np.ndarray:
+        """Unsigned integers of ``n_bytes``, ``sizes`` of them from each example."""
+        return _join([_concatenate(self._take(sizes)) for _ in range(n_bytes)])
 
 
 def _concatenate(pieces: list[np.ndarray]) -> np.ndarray:
