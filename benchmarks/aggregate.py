@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parent.parent
 CHILD = """
 import json, resource, sys, time
 start = time.perf_counter()
-from distill_energy.accounting.aggregate import main
+from distill_energy.answer.aggregate import main
 root = sys.argv[1]
 out = {k: f"{root}/{k}" for k in ("ledger.parquet", "summary.parquet", "summary.csv")}
 lines = []

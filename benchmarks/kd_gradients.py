@@ -69,10 +69,10 @@ def main() -> None:
     import pyarrow.parquet as pq
     import torch
 
-    from distill_energy.losses.kd import kd_loss
-    from distill_energy.losses.teacher import collate_teacher
+    from distill_energy.kd.cache import CacheSpec, encode_rows, pack, uniforms, unpack
+    from distill_energy.kd.losses.kd import kd_loss
+    from distill_energy.kd.losses.teacher import collate_teacher
     from distill_energy.models.sources import load_model
-    from distill_energy.teacher.cache import CacheSpec, encode_rows, pack, uniforms, unpack
 
     rows = pq.read_table(args.data, columns=["input_ids", "loss_mask"]).slice(0, args.examples).to_pylist()
     teacher = load_model({"source": "folder", "path": args.teacher}, {}, dtype="float32")

@@ -40,11 +40,11 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
-    from distill_energy.losses.ce import ce_loss
-    from distill_energy.losses.kd import kd_loss
-    from distill_energy.losses.reference import reference_kd_loss
-    from distill_energy.losses.teacher import collate_teacher
-    from distill_energy.teacher.cache import CacheSpec, encode_rows, pack, uniforms, unpack
+    from distill_energy.kd.cache import CacheSpec, encode_rows, pack, uniforms, unpack
+    from distill_energy.kd.losses.ce import ce_loss
+    from distill_energy.kd.losses.kd import kd_loss
+    from distill_energy.kd.losses.reference import reference_kd_loss
+    from distill_energy.kd.losses.teacher import collate_teacher
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -77,8 +77,8 @@ def run_ours(name: str, args, folder: Path) -> dict[str, float]:
     """Encode, write, verify and read in random order."""
     import random
 
-    from distill_energy.losses.teacher import collate_teacher
-    from distill_energy.teacher.cache import CacheReader, CacheSpec, CacheWriter, encode_rows, pack, uniforms
+    from distill_energy.kd.cache import CacheReader, CacheSpec, CacheWriter, encode_rows, pack, uniforms
+    from distill_energy.kd.losses.teacher import collate_teacher
 
     spec = CacheSpec(vocab_size=VOCABULARY, **METHODS[name])
     ids = [f"e{i}" for i in range(args.examples)]
@@ -188,9 +188,9 @@ def exactness(args) -> None:
     import numpy as np
     import torch
 
+    from distill_energy.kd.cache import CacheSpec, audit_batch, encode_rows, pack, uniforms, unpack
+    from distill_energy.kd.cache.audit import STUDENT_MIX
     from distill_energy.models.sources import load_model, load_tokenizer
-    from distill_energy.teacher.cache import CacheSpec, audit_batch, encode_rows, pack, uniforms, unpack
-    from distill_energy.teacher.cache.audit import STUDENT_MIX
     from distill_energy.teacher.logits import Teacher
 
     torch.set_num_threads(1)

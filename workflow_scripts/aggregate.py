@@ -1,6 +1,6 @@
-"""Rule aggregate: see ``distill_energy.accounting.aggregate``."""
+"""Rule aggregate: see ``distill_energy.answer.aggregate``."""
 
-from distill_energy.accounting.aggregate import main
+from distill_energy.answer.aggregate import main
 from distill_energy.stage import logged
 
 with logged(snakemake) as log:  # noqa: F821

@@ -10,13 +10,7 @@ import pytest
 from distill_energy.data.checks import check, last_number, stated_number
 from distill_energy.data.families import choice
 from distill_energy.data.families.facts import RELATIONS
-from distill_energy.data.generated import (
-    EVALUATIONS,
-    FAMILIES,
-    evaluation_items,
-    generate_train,
-    generate_validation,
-)
+from distill_energy.data.generated import EVALUATIONS, FAMILIES, evaluation_items, generate_train, generate_validation
 from distill_energy.data.hashing import normalised
 from distill_energy.errors import UserError
 

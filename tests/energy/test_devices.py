@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from distill_energy.energy import MeterConfig, account, rapl, resolve_visible_gpus
-from distill_energy.energy.devices import RaplZone
-from distill_energy.energy.visible import GpuEntry
+from distill_energy.energy import MeterConfig, account, resolve_visible_gpus
+from distill_energy.energy.sensors import rapl
+from distill_energy.energy.sensors.devices import RaplZone
+from distill_energy.energy.sensors.visible import GpuEntry
 from distill_energy.errors import UserError
 
 from .fakes import FakePowercap

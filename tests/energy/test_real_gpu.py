@@ -7,7 +7,7 @@ import time
 import pytest
 
 from distill_energy.energy import Meter, MeterConfig
-from distill_energy.energy.nvml import Nvml
+from distill_energy.energy.sensors.nvml import Nvml
 
 
 @pytest.mark.gpu

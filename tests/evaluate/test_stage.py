@@ -5,8 +5,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from distill_energy.accounting.inference import read_inference
-from distill_energy.accounting.quality import read_scores
+from distill_energy.answer.inference import read_inference
+from distill_energy.answer.quality import read_scores
 from distill_energy.errors import UserError
 from distill_energy.evaluate import stage
 from distill_energy.evaluate.result import prompt_id

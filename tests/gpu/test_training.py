@@ -103,7 +103,7 @@ def liger():
 @pytest.mark.parametrize("casting", [False, True])
 def test_liger_gives_our_loss_and_gradients(biased, casting):
     """Rows over several of Liger's chunks; fp32 weights, with and without bfloat16 products."""
-    from distill_energy.losses.ce import ce_loss
+    from distill_energy.kd.losses.ce import ce_loss
 
     torch.manual_seed(0)
     hidden = torch.randn(700, 256, device="cuda", requires_grad=True)

@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from distill_energy.errors import UserError
+from distill_energy.models.count import parameter_count
 from distill_energy.models.gguf import find_gguf
-from distill_energy.models.sources import load_model, load_tokenizer, parameter_count
+from distill_energy.models.sources import load_model, load_tokenizer
 
 from .conftest import GGUF
 

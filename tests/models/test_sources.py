@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from distill_energy.errors import UserError
+from distill_energy.models.count import parameter_count
 from distill_energy.models.pruned import kept_layers
-from distill_energy.models.sources import load_model, load_tokenizer, model_dtype, parameter_count, stop_ids
+from distill_energy.models.sources import load_model, load_tokenizer, model_dtype, stop_ids
 
 from .conftest import RANDOM
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from distill_energy.accounting.aggregate import answer
-from distill_energy.accounting.paper import replay
+from distill_energy.answer.aggregate import answer
+from distill_energy.published.replay import replay
 from distill_energy.report.figures import amortization, pareto, stage_breakdown
 
 FIGURES = (pareto, stage_breakdown, amortization)
@@ -82,7 +82,7 @@ def test_amortisation_curves_cross_the_baseline_at_n_star(summary):
 def test_each_data_set_gets_its_own_front(summary, tmp_path, monkeypatch):
     import copy
 
-    from distill_energy.accounting.summary import finish
+    from distill_energy.answer.summary import finish
     from distill_energy.report import style
 
     rows = copy.deepcopy(summary)
@@ -99,7 +99,7 @@ def test_each_data_set_gets_its_own_front(summary, tmp_path, monkeypatch):
 
 
 def test_every_figure_renders_from_the_written_files(demo_root, tmp_path):
-    from distill_energy.accounting.aggregate import main
+    from distill_energy.answer.aggregate import main
     from distill_energy.report.figures import NAMES, render
 
     out = {"ledger": tmp_path / "l.parquet", "summary": tmp_path / "s.parquet", "csv": tmp_path / "s.csv"}

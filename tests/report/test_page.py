@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from distill_energy.accounting.aggregate import answer, main
-from distill_energy.accounting.rows import Problem
+from distill_energy.answer.aggregate import answer, main
+from distill_energy.ledger.rows import Problem
 from distill_energy.report import page
 from distill_energy.report.figures import pareto
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from distill_energy.__main__ import main
-from distill_energy.accounting.aggregate import answer
+from distill_energy.answer.aggregate import answer
 from distill_energy.report.sentences import detail, energy, sentence, serving
 
 
@@ -84,7 +84,7 @@ def test_replay_command_writes_the_papers_figures(repo, tmp_path, capsys):
 def test_summary_command_follows_the_last_aggregate_unless_told(demo_root, tmp_path, capsys):
     import shutil
 
-    from distill_energy.accounting.aggregate import main as aggregate
+    from distill_energy.answer.aggregate import main as aggregate
 
     root = shutil.copytree(demo_root, tmp_path / "results")
     rows, _, _ = answer([root])

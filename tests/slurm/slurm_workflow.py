@@ -122,7 +122,7 @@ class Workflow:
 
     def ledger_row(self, spec: Any) -> dict[str, Any]:
         """The stage's row in a ledger built from what lies in the folder now."""
-        from distill_energy.accounting.ledger import collect_rows
+        from distill_energy.ledger.ledger import collect_rows
 
         rows, _ = collect_rows([self.folder / "results"])
         found = [row for row in rows if (row["stage"], row["name"], row["version"]) == spec.key]

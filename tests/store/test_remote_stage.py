@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_energy.accounting.ledger import collect_rows
 from distill_energy.errors import UserError
+from distill_energy.ledger.ledger import collect_rows
 from distill_energy.plan.spec import Input, StageSpec
 from distill_energy.stage import execute
 from distill_energy.store.remote import local_root

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from distill_energy.train import pipelines
+from distill_energy import pipelines
+from distill_energy.kd import losses
 
 from .tiny import params, run
 
@@ -28,8 +29,8 @@ def test_unknown_kind_lists_the_known():
 
 def test_the_planner_imports_nothing_heavy(repo):
     code = (
-        "import sys; from distill_energy.train import pipelines, stage\n"
-        "[pipelines.get(k).needs for k in pipelines.kinds()]; stage.RECIPE\n"
+        "import sys; from distill_energy import pipelines\n"
+        "[pipelines.get(k).needs for k in pipelines.kinds()]\n"
         "heavy = {'torch', 'transformers', 'pyarrow', 'pandas', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(repo / "workflow_scripts")})
@@ -37,10 +38,11 @@ def test_the_planner_imports_nothing_heavy(repo):
 
 def test_the_documented_example_is_a_pipeline(tmp_path, data, repo, monkeypatch):
     text = (repo / "docs" / "training.md").read_text()
-    (code,) = re.findall(r"```python\n# train/pipelines/(small\.py)\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / code[0]).write_text(code[1])
-    monkeypatch.setattr(pipelines, "__path__", [*pipelines.__path__, str(tmp_path / "more")])
+    for package, folder in ((pipelines, "pipelines"), (losses, "kd/losses")):
+        (code,) = re.findall(rf"```python\n# {folder}/(small\.py)\n(.*?)```", text, re.DOTALL)
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / code[0]).write_text(code[1])
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / folder)])
     pipelines.kinds.cache_clear()
     pipelines.get.cache_clear()
     try:

@@ -8,8 +8,6 @@ from typing import Any
 from .errors import UserError
 from .store import atomic
 
-RECIPE = 1
-
 
 def main(ctx: Any) -> dict[str, Any]:
     """Check the hardware, measure the idle baseline and the host's efficiency.

@@ -11,7 +11,7 @@ from ..errors import UserError
 from .chat import Conversation
 from .formats import conversation
 from .hashing import digest, normalised, unit
-from .loaders import Source
+from .source import Source
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-RECIPE = 2  # raise when the output changes meaning
-
 COLUMNS = ("id", "prompt", "response", "input_ids", "loss_mask", "prompt_ids")
 
 
@@ -76,9 +74,9 @@ def main(ctx) -> dict[str, Any]:
     import pyarrow as pa
 
     from ..errors import UserError
+    from ..models.fingerprint import tokenizer_hash
     from ..models.sources import load_tokenizer
     from ..store.atomic import write_parquet
-    from ..teacher.cache.fingerprint import tokenizer_hash
     from .chat import check_tokenizer
     from .loaders import open_source
 

@@ -12,10 +12,10 @@ _WHERE = {
     "Meter": "meter",
     "MeterConfig": "config",
     "IdleBaseline": "idle",
-    "measure_idle": "idle",
+    "measure_idle": "measure_idle",
     "fold_attempts": "attempts",
     "attempts_of": "attempts",
-    "resolve_visible_gpus": "visible",
+    "resolve_visible_gpus": "sensors.visible",
     "co2e": "co2",
     "write_power": "power",
 }

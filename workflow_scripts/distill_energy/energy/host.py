@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from ..store.sidecar import Gpu, Hardware, Software
-from .nvml import open_gpus
+from .sensors.nvml import open_gpus
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PACKAGES = (

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from .board import Board
-from .devices import Host
 from .identity import utc
 from .journal import JournalWriter, read
 from .running import RunningTotal
-from .shared_cpu import SharedCpu
+from .sensors.devices import Host
+from .sensors.shared_cpu import SharedCpu
 
 PROCESS_CHECK_S = 10.0
 SYNC_S = 30.0

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import UserError
 from . import alpaca_package, judges
 from .generate import generate
@@ -141,8 +143,6 @@ def length_only_win_rate(wins: Sequence[float], differences: Sequence[float], ri
     ``differences`` are model minus reference in characters. ``ridge`` (on both coefficients, per item) keeps the fit
     finite where the judge is unanimous.
     """
-    import numpy as np
-
     y = np.asarray(wins, dtype=float)
     delta = np.asarray(differences, dtype=float)
     spread = delta.std()

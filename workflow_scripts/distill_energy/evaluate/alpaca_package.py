@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+import yaml
 
 from ..errors import UserError
 from .judges import Endpoint
@@ -35,7 +39,6 @@ def annotate(
             f"evaluation: judge.prompt_version {PROMPT_VERSION!r} needs the package alpaca_eval "
             f"(envs/requirements-evaluation.txt): {error}"
         ) from None
-    import pandas as pd
 
     client = folder / "client.yaml"
     try:
@@ -66,15 +69,12 @@ def _unknown(preference: Any) -> bool:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
     return version("alpaca_eval")
 
 
 def write_config(judge: Endpoint, folder: Path, client: Path) -> str:
     """The package's annotator with our judge's name and address; the folder of its configuration."""
     import alpaca_eval
-    import yaml
 
     configs = Path(alpaca_eval.__file__).parent / "evaluators_configs"
     whole = yaml.safe_load((configs / ANNOTATOR / "configs.yaml").read_text(encoding="utf-8"))[ANNOTATOR]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data.checks import check, stated_number
+from ..data.generated import evaluation_items
 from .generate import Completion, generate
 from .result import Item, Result, summarise
 from .session import Session
 
 
 def _answered(session: Session, name: str, family: str, params: dict[str, Any]) -> list[tuple[dict, Completion]]:
-    from ..data.generated import evaluation_items
-
     items = evaluation_items(family, params["items"], params["seed"])
     with session.phase(name):
         prompts = [session.prompt_ids(item["prompt"]) for item in items]
@@ -21,8 +21,6 @@ def _answered(session: Session, name: str, family: str, params: dict[str, Any]) 
 
 def arithmetic(session: Session, name: str, params: dict[str, Any]) -> Result:
     """Share of sums whose stated number (first line: after ``=`` or ``is``) is the right one. Chance: 0."""
-    from ..data.checks import stated_number
-
     rows = [
         Item(
             str(item["id"]),
@@ -44,8 +42,6 @@ def instructions(session: Session, name: str, params: dict[str, Any]) -> Result:
     Chance: what the gold answers score when each is given to the next item instead of its own. An answer that ignores
     the instruction meets some of them all the same.
     """
-    from ..data.checks import check
-
     answered = _answered(session, name, "instructions", params)
     rows = [
         Item(

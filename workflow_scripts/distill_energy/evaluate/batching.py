@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 
 def by_length(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> Iterator[list[int]]:
     """Indices in batches, longest first, each at most ``max_tokens`` once padded (one row at least).
@@ -25,8 +27,6 @@ def by_length(lengths: Sequence[int], max_tokens: int, max_rows: int | None = No
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device, left: bool = False):
     """Token ids and attention mask, both int64 of shape (rows, longest)."""
-    import torch
-
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)

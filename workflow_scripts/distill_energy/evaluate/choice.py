@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from ..data.generated import evaluation_items
 from .batching import by_length, pad
 from .prefix import Prefixed, common_length
 from .result import Item, Result, summarise
@@ -17,8 +20,6 @@ def choice(session: Session, name: str, params: dict[str, Any]) -> Result:
 
     Graded, so that 150 items tell two small models apart where accuracy would not. An item below chance is negative.
     """
-    from ..data.generated import evaluation_items
-
     items = evaluation_items("choice", params["items"], params["seed"])
     options = [item["choices"] for item in items]
     with session.phase(name):
@@ -78,8 +79,6 @@ def score_continuations(
 
     A prompt goes through the model once: its keys and values are shared by its continuations.
     """
-    import torch
-
     if any(not option for row in continuations for option in row):
         raise ValueError("a continuation has no token")
     out: list[list[tuple[float, int]]] = [[] for _ in prompts]
@@ -95,8 +94,6 @@ def score_continuations(
 
 def _score_batch(session: Session, prefixed: Prefixed, prompts, continuations) -> list[list[float]]:
     """Log-likelihood of each continuation. Prompts are padded left, so that all continuations start at one column."""
-    import torch
-
     device = session.device
     flat = [option for row in continuations for option in row]
     owner = torch.tensor([i for i, row in enumerate(continuations) for _ in row], device=device)

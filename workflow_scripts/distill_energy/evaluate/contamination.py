@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 N = 13
 WORD = re.compile(r"\w+")
 
@@ -46,8 +48,6 @@ def overlapping(prompts: Sequence[str], texts: Iterable[str], n: int = N) -> lis
 
 def training_texts(path: Path) -> Iterator[str]:
     """Prompt and response of each training example, read in batches from ``train.parquet``."""
-    import pyarrow.parquet as pq
-
     for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=["prompt", "response"]):
         for prompt, response in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
             yield f"{prompt}\n{response}"

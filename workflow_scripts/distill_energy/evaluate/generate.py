@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+
 from .batching import by_length, pad
 from .session import Session
 
@@ -34,9 +37,6 @@ def generate(
     ``temperature`` 0 is greedy. Sampling is seeded by ``seed`` and the batch, so the same prompts in the same batches
     give the same texts. Prompts are batched by length: padding costs energy and no answer.
     """
-    import torch
-    from transformers import GenerationConfig, StoppingCriteriaList
-
     sampled = temperature > 0
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -100,8 +100,6 @@ class _StopStrings:
         self.window = max(len(s.encode("utf-8")) for s in stop) + 4
 
     def __call__(self, input_ids, scores, **kwargs):
-        import torch
-
         tails = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :]
         texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True)
         hits = [any(s in text for s in self.stop) for text in texts]

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
 from ..errors import UserError
+from ..store.atomic import write_parquet
 from .batching import by_length
 from .prefix import Prefixed
 from .result import Item, Result, best_constant, summarise
@@ -44,8 +49,6 @@ def forced(session: Session, name: str, params: dict[str, Any]) -> list[Forced]:
 
 def predict(session: Session, items: Sequence[dict[str, Any]]) -> list[Forced]:
     """Teacher-forced arg max at each response token of ``items`` (``id``, ``prompt``, ``response``)."""
-    import torch
-
     pairs = [session.exchange(item["prompt"], item["response"]) for item in items]
     prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
     # The last token predicts nothing that is scored, so it is not fed.
@@ -126,10 +129,6 @@ def agreement(session: Session, name: str, params: dict[str, Any]) -> Result:
 
 def write_predictions(path: Path, rows: dict[str, list[Forced]]) -> None:
     """The arg max predictions by benchmark, for the students' ``agreement``."""
-    import pyarrow as pa
-
-    from ..store.atomic import write_parquet
-
     tokens = pa.list_(pa.int32())
     schema = pa.schema([("benchmark", pa.string()), ("item_id", pa.string()), ("gold", tokens), ("predicted", tokens)])
     table = [
@@ -142,8 +141,6 @@ def write_predictions(path: Path, rows: dict[str, list[Forced]]) -> None:
 
 def read_predictions(inputs: dict[str, Path], name: str) -> dict[str, tuple[list[int], list[int]]]:
     """Item id → (gold tokens, the teacher's predictions) of benchmark ``name``. Raises UserError if there is none."""
-    import pyarrow.parquet as pq
-
     if "teacher_evaluation" not in inputs:
         raise UserError(f"evaluation.benchmarks.{name}: agreement needs the teacher's evaluation of the same suite")
     path = Path(inputs["teacher_evaluation"]) / PREDICTIONS

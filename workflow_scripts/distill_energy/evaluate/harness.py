@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,6 @@ def lm_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
     return version("lm_eval")
 
 

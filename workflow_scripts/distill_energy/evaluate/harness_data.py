@@ -9,8 +9,11 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..errors import UserError
 
@@ -29,8 +32,6 @@ class LocalTask:
 
 def builtin(*parts: str) -> Path:
     """A file of the harness's own tasks."""
-    from importlib.util import find_spec
-
     root = Path(find_spec("lm_eval").origin).parent / "tasks"
     path = root.joinpath(*parts)
     if not path.is_file():
@@ -82,8 +83,6 @@ def pick(rows: list[Any], limit: int | None, seed: int) -> list[Any]:
 
 def write_task(folder: Path, name: str, include: Path, files: dict[str, Path], extra: dict[str, Any]) -> str:
     """Write the YAML of a task that is the included one on other files; its name."""
-    import yaml
-
     config = {
         "include": str(include),
         "task": name,

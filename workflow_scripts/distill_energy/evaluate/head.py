@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 BLOCK = 16_384  # vocabulary entries at a time
 ROWS = 1_024  # positions at a time
 
@@ -31,16 +33,12 @@ class Head:
 
     def summary(self, hidden):
         """(arg max int64, log-sum-exp float32), each of shape (n,), for hidden states of shape (n, width)."""
-        import torch
-
         parts = [self._rows(chunk) for chunk in hidden.split(ROWS)]
         if not parts:
             return hidden.new_zeros(0, dtype=torch.long), hidden.new_zeros(0, dtype=torch.float32)
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _rows(self, hidden):
-        import torch
-
         hidden = hidden.float()
         best = normaliser = where = None
         for start in range(0, self.weight.shape[0], BLOCK):

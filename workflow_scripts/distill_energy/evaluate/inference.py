@@ -7,6 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import torch
+
+from ..store.atomic import write_parquet
 from .prefix import cache_argument, cache_of, is_plain
 from .result import Result
 from .session import Session
@@ -25,8 +29,6 @@ def inference(session: Session, name: str, params: dict[str, Any]) -> tuple[Resu
     A phase repeats whole passes until ``min_seconds``; its joules divide by the tokens of all of them. Prefill counts
     prompt tokens, decode the tokens generated after the first, which the prefill yields.
     """
-    import torch
-
     rows = []
     with torch.inference_mode():
         for batch_size in params["batch_sizes"]:
@@ -40,8 +42,6 @@ def prompt_batch(session: Session, batch_size: int, prompts: int, length: int):
 
     Prompt i is the text, repeated, from its i-th token on: real text, no two prompts alike, none padded.
     """
-    import torch
-
     base = session.encode(TEXT * 2)
     tokens = base * ((length + prompts) // len(base) + 1)
     rows = [tokens[i % prompts : i % prompts + length] for i in range(batch_size)]
@@ -87,8 +87,6 @@ def _prefill(session: Session, ids):
 
 def _decode(session: Session, cache, token, length: int, steps: int) -> None:
     """``steps`` greedy steps from a cache of ``length`` positions; the end-of-turn token is like any other."""
-    import torch
-
     argument = cache_argument(session.model)
     for step in range(steps):
         position = torch.full_like(token, length + step)
@@ -123,10 +121,6 @@ def _row(batch: int, phase: str, tokens: int, repeats: int, spent) -> dict[str, 
 
 def write_inference(path: Path, rows: list[dict[str, Any]]) -> None:
     """``inference.parquet``; empty where the suite measures no inference."""
-    import pyarrow as pa
-
-    from ..store.atomic import write_parquet
-
     schema = pa.schema(
         [
             ("batch_size", pa.int64()),

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..models.sources import load_model, load_tokenizer
+from .choice import score_continuations, softmax
 from .prompts import PROMPTS
 from .session import Session
 
@@ -105,8 +107,6 @@ class LocalModel:
     """An in-process model asked for the likelihood of short answers."""
 
     def __init__(self, params: dict[str, Any], session: Session) -> None:
-        from ..models.sources import load_model, load_tokenizer
-
         self.model = params["model"]
         path = Path(self.model).expanduser()
         spec = {"source": "folder", "path": str(path)} if path.is_dir() else {"source": "hub", "id": self.model}
@@ -115,8 +115,6 @@ class LocalModel:
 
     def shares(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[float]]:
         """For each prompt the probability of each of ``answers`` as the answer's beginning, among them all."""
-        from .choice import score_continuations, softmax
-
         session = self.session
         options = [session.encode(answer) for answer in answers]
         ids = [session.prompt_ids(prompt) for prompt in prompts]

@@ -7,6 +7,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from transformers.cache_utils import DynamicLayer
+
 from .batching import pad
 from .session import Session
 
@@ -35,8 +38,6 @@ def cache_of(output: Any) -> Any:
 
 def is_plain(cache: Any) -> bool:
     """Whether every layer of a cache keeps every position (no sliding window, no recurrent state)."""
-    from transformers.cache_utils import DynamicLayer
-
     layers = getattr(cache, "layers", None)
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
@@ -45,8 +46,6 @@ class Prefixed:
     """Runs batches of rows after their common beginning, which is computed once."""
 
     def __init__(self, session: Session, rows: Sequence[Sequence[int]]) -> None:
-        import torch
-
         self.session = session
         self.length = common_length(rows) if len(rows) > 1 else 0
         self.argument = cache_argument(session.decoder)
@@ -65,8 +64,6 @@ class Prefixed:
 
         ``rows`` are whole; the hidden states are those after the common beginning, padded on the right or the left.
         """
-        import torch
-
         session = self.session
         ids, mask = pad([row[self.length :] for row in rows], session.pad_id, session.device, left=left)
         session.count(mask)

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from ..store.atomic import write_parquet
+
 
 @dataclass
 class Item:
@@ -69,10 +73,6 @@ def best_constant(rows: Sequence[Sequence[int]]) -> float:
 
 def write_items(path: Path, results: dict[str, Result]) -> None:
     """``items.parquet``: one row an item of every benchmark that did not fail."""
-    import pyarrow as pa
-
-    from ..store.atomic import write_parquet
-
     schema = pa.schema(
         [
             ("benchmark", pa.string()),
@@ -104,10 +104,6 @@ def write_items(path: Path, results: dict[str, Result]) -> None:
 
 def write_scores(path: Path, rows: list[dict[str, Any]]) -> None:
     """``scores.parquet``: one row a benchmark of the suite, failed ones included."""
-    import pyarrow as pa
-
-    from ..store.atomic import write_parquet
-
     schema = pa.schema(
         [
             ("benchmark", pa.string()),

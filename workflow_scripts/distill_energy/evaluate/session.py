@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..data.chat import encode
+from ..models.sources import stop_ids
 from .head import Head
 
 
@@ -54,8 +56,6 @@ class Session:
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        from ..models.sources import stop_ids
-
         return stop_ids(self.model, self.tokenizer)
 
     @cached_property
@@ -87,8 +87,6 @@ class Session:
 
     def exchange(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """(prompt tokens, response tokens with the one that ends the turn), as training encodes them."""
-        from ..data.chat import encode
-
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         encoded = encode(self.tokenizer, messages)
         if encoded is None:

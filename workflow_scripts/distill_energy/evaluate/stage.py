@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-
-RECIPE = 1
+from .score import Score, above_chance
 
 #: Kind of a benchmark → "module:function(session, name, params) -> Result".
 RUNNERS = {
@@ -127,8 +126,6 @@ def _contamination(ctx, outcome: Outcome) -> None:
 
 def score_rows(outcome: Outcome, role: str, spent: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """Rows of ``scores.parquet``. For the teacher, a score not above chance is ``unusable``."""
-    from ..accounting.quality import Score, above_chance
-
     rows = []
     for name, params in outcome.benchmarks.items():
         row = {

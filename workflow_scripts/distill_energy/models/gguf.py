@@ -42,7 +42,7 @@ def convert(spec: dict[str, Any], folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from .sources import quiet
+    from .quiet import quiet
 
     quiet()
     path = find_gguf(spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..errors import UserError
 
 
@@ -24,8 +26,6 @@ def kept_layers(total: int, layers: int, keep: str = "ends") -> list[int]:
 
 def prune(model, layers: int, keep: str = "ends"):
     """Keep some layers of a causal LM, in place. Embeddings, final norm and output layer stay."""
-    import torch
-
     decoder = model.base_model
     if not hasattr(decoder, "layers"):
         raise UserError(f"pruned model: {type(model).__name__} has no list of layers")

@@ -9,28 +9,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .count import parameter_count
-from .gguf import find_gguf
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-__all__ = ["find_gguf", "load_model", "load_tokenizer", "model_dtype", "parameter_count", "quiet", "stop_ids"]
+from ..errors import UserError
+from .quiet import quiet
 
 NEEDS_PREPARED = ("gguf", "trained")
 
 
-def quiet() -> None:
-    """Keep transformers' advice and progress bars out of the job's log; its errors stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
 def bf16_is_fast(device: str | None = None) -> bool:
     """Whether bfloat16 is native: on CUDA always, on a CPU where oneDNN says so (else it is emulated and slower)."""
-    import torch
-
     if (device or "").startswith("cuda") or (device is None and torch.cuda.is_available()):
         return True
     try:
@@ -41,8 +30,6 @@ def bf16_is_fast(device: str | None = None) -> bool:
 
 def model_dtype(dtype: str = "auto", device: str | None = None):
     """The torch dtype for ``auto``, ``float32`` or ``bfloat16``."""
-    import torch
-
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype == "auto":
         dtype = "bfloat16" if bf16_is_fast(device) else "float32"
@@ -53,8 +40,6 @@ def model_dtype(dtype: str = "auto", device: str | None = None):
 
 def default_device() -> str:
     """``cuda`` where there is a GPU, else ``cpu``."""
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -91,8 +76,6 @@ def load_model(
     ``device="auto"`` spreads a model over all GPUs (``device_map``). Returned in eval mode, or in training mode with
     the KV cache off if ``for_training``.
     """
-    from transformers import AutoModelForCausalLM
-
     quiet()
     torch_dtype = model_dtype(dtype, device if device != "auto" else None)
     spread = device == "auto"
@@ -128,8 +111,6 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
 
     ``spec["tokenizer"]`` names another one: base models often have no chat template, their tuned relatives do.
     """
-    from transformers import AutoTokenizer
-
     quiet()
     if spec["source"] == "pruned":
         return load_tokenizer(spec["of"], inputs)

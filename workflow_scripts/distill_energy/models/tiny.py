@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 CHAT_TEMPLATE = (
@@ -16,9 +20,6 @@ CHAT_TEMPLATE = (
 
 def tiny_tokenizer(vocabulary: int = 384):
     """A byte-level BPE tokenizer without merges: 256 bytes, three special tokens, and fillers up to ``vocabulary``."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     specials = [PAD, START, END]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = specials + alphabet
@@ -42,8 +43,6 @@ def tiny_tokenizer(vocabulary: int = 384):
 
 def tiny_config(spec: dict[str, Any]):
     """The Llama configuration of a ``random`` model."""
-    from transformers import LlamaConfig
-
     hidden, heads = spec.get("hidden", 32), spec.get("heads", 2)
     return LlamaConfig(
         vocab_size=spec.get("vocabulary", 384),
@@ -62,9 +61,6 @@ def tiny_config(spec: dict[str, Any]):
 
 def tiny_model(spec: dict[str, Any]):
     """A float32 Llama with weights drawn from ``spec["seed"]``, without disturbing the caller's random state."""
-    import torch
-    from transformers import LlamaForCausalLM
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.get("seed", 0))
         return LlamaForCausalLM(tiny_config(spec))

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..config.evaluation import NEEDS_TEACHER
 from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
 from ..errors import UserError
+from ..pipelines import get
 from ..store.remote import is_remote, local_root
-from .recipes import recipe
+from .recipes import RECIPES
 from .spec import Input, StageSpec, digest, make_spec
 from .sweep import Setting, settings
 
@@ -85,7 +87,7 @@ class _Builder:
             consumes = (*consumes, self.prerun.as_input("prerun", hashed=False))
         rest.setdefault("root", self.root)
         rest |= {"energy": self.energy, "store": self.store}
-        return self.plan.add(make_spec(stage, name, recipe(work), params, consumes, **rest))
+        return self.plan.add(make_spec(stage, name, RECIPES[work], params, consumes, **rest))
 
     def model(self, name: str) -> dict[str, Any]:
         """A model's dict with references resolved (see docs/architecture.md)."""
@@ -149,8 +151,6 @@ class _Builder:
             self._evaluation(suite, training)
 
     def _training(self, setting: Setting, dataset: str, student: str, seed: int) -> StageSpec:
-        from ..train.pipelines import get
-
         own = {
             "kind": setting.kind,
             "alpha": setting.alpha,
@@ -190,8 +190,6 @@ class _Builder:
         )
 
     def _evaluation(self, suite: str, training: StageSpec) -> StageSpec:
-        from ..config.evaluation import NEEDS_TEACHER
-
         params = {"model": {"source": "trained"}, **self._suite(suite)}
         dataset = training.labels["dataset"]
         consumes = [training.as_input("model"), self._data(dataset).as_input("data")]

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..answer.aggregate import answer, read_ledger
+from ..config.load import load_config
 from ..errors import UserError
-from ..store.sidecar import STAGES
+from ..published.importer import import_runs
+from ..store.sidecar import STAGES, read
+from .forecast import lines, make, write
+from .paper import write_paper
+from .sentences import detail, energy, sentence
+from .style import energy_unit, number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,10 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_import(options: argparse.Namespace) -> int:
     """Import and print a line a stage."""
-    from ..accounting.importer import import_runs
-    from ..store.sidecar import read
-    from .sentences import energy
-
     labels = {key: getattr(options, key) for key in ("stage", "pipeline", "teacher", "student", "dataset", "seed")}
     for folder in import_runs(options.runs, options.out, **labels):
         sidecar = read(folder / "energy.json")
@@ -66,9 +69,6 @@ def run_import(options: argparse.Namespace) -> int:
 
 def run_forecast(options: argparse.Namespace) -> int:
     """Print the forecast and, with ``--out``, write its figure and table."""
-    from ..config.load import load_config
-    from .forecast import lines, make, write
-
     ledger = options.results / "ledger.parquet"
     result = make(
         load_config(options.config),
@@ -87,15 +87,12 @@ def run_forecast(options: argparse.Namespace) -> int:
 def _config(path: Path | None) -> dict | None:
     if path is None:
         return None
-    from ..config.load import load_config
 
     return load_config(path).model_dump()
 
 
 def run_summary(options: argparse.Namespace) -> int:
     """Print one sentence a group, the energies and Q as a table, and the problems found."""
-    from ..accounting.aggregate import answer
-
     for root in options.roots:
         if not root.is_dir():
             raise UserError(f"{root}: is not a folder of results")
@@ -121,7 +118,6 @@ def _last_current(ledger: Path) -> list[tuple[str, str, str]] | None:
     abandoned configuration don't crowd the answer."""
     if not ledger.is_file():
         return None
-    from ..accounting.aggregate import read_ledger
 
     rows = read_ledger(ledger)[0]
     return [(r["stage"], r["name"], r["version"]) for r in rows if r["current"] and r["status"] != "orphan"]
@@ -129,9 +125,6 @@ def _last_current(ledger: Path) -> list[tuple[str, str, str]] | None:
 
 def text_answer(rows, summary, problems) -> list[str]:
     """The answer as lines of text."""
-    from .sentences import detail, energy, sentence
-    from .style import energy_unit, number
-
     lines = []
     for row in summary:
         lines.append(sentence(row, summary))
@@ -172,8 +165,6 @@ _VIEWS = ("oneoff", "amortised", "marginal")
 
 def run_replay(options: argparse.Namespace) -> int:
     """Write the published table's figures and the comparison."""
-    from .paper import write_paper
-
     for row in write_paper(options.table, options.out):
         mark = {True: "agrees", False: "DIFFERS", None: "no value"}[row["agrees"]]
         ours = "–" if row["ours"] is None else f"{row['ours']:.2f}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..accounting.labels import pipeline_name
+from ..answer.labels import pipeline_name
 from .sentences import energy
 from .style import STAGE_COLOURS
 

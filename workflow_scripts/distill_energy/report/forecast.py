@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..accounting.aggregate import read_ledger
-from ..accounting.breakeven import whole_reuses
-from ..accounting.forecast import Forecast, plan_forecast
-from ..accounting.labels import pipeline_name
+from ..answer.aggregate import read_ledger
+from ..answer.breakeven import whole_reuses
+from ..answer.labels import pipeline_name
 from ..errors import UserError
+from ..forecast.forecast import Forecast, plan_forecast
+from .figures import forecast as figure
+from .figures.forecast import _time
 from .sentences import energy
 from .style import number
 
@@ -38,8 +40,6 @@ def make(
 
 def write(result: Forecast, pdf: str | Path, png: str | Path, csv_path: str | Path | None = None) -> None:
     """Write the figure and, if asked, the table of stages."""
-    from .figures import forecast as figure
-
     figure.draw(result, pdf, png)
     if csv_path is not None:
         import csv
@@ -67,8 +67,6 @@ def _whole(value: float | None) -> str:
 
 def lines(result: Forecast) -> list[str]:
     """The forecast as lines of text."""
-    from .figures.forecast import _time
-
     found = [f"Basis: {result.basis}. Intervals hold 90 % of the draws.", ""]
     for row in result.stages:
         text = f"{row['stage']:20} {row['executions']:5} ×  {energy(row['likely_kwh'])}"

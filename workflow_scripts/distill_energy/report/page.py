@@ -10,8 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..accounting.aggregate import read_ledger, read_summary
-from ..accounting.rows import OUTSIDE, Problem
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..answer.aggregate import read_ledger, read_summary
+from ..energy.host import code_digest
+from ..ledger.rows import OUTSIDE, Problem
+from ..store.atomic import write_text
 from . import dag
 from .sentences import detail, energy, sentence
 from .style import energy_unit, number
@@ -58,8 +63,6 @@ def main(inputs: Any, out: str | Path, params: Any = None, log: Callable[[str], 
 
 
 def _todays_digest() -> str:
-    from ..energy.host import code_digest
-
     return code_digest()
 
 
@@ -76,8 +79,6 @@ def write_page(
 
     ``config``: the configuration's text, shown as given. ``code_digest``: today's, to warn of artifacts of other code.
     """
-    from ..store.atomic import write_text
-
     rows, problems = read_ledger(ledger)
     html = render(rows, read_summary(summary), problems, figures, config=config, code_digest=code_digest, title=title)
     write_text(out, html)
@@ -94,9 +95,6 @@ def render(
     title: str = "What distillation costs",
 ) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

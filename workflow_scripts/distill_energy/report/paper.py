@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from ..answer.aggregate import write_summary_csv
+from ..published.replay import replay
+from ..store.atomic import replacing
+from .figures import amortization, pareto, stage_breakdown
 
 FILES = (
     "pareto.pdf",
@@ -20,13 +26,6 @@ FILES = (
 
 def write_paper(table: str | Path, out: str | Path) -> list[dict[str, Any]]:
     """Write ``FILES`` into ``out`` from the published table and return the comparison rows."""
-    import csv
-
-    from ..accounting.aggregate import write_summary_csv
-    from ..accounting.paper import replay
-    from ..store.atomic import replacing
-    from .figures import amortization, pareto, stage_breakdown
-
     out = Path(out)
     with tempfile.TemporaryDirectory() as work:
         _, summary, comparison = replay(table, work)

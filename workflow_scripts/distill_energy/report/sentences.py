@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..accounting.breakeven import whole_reuses
-from ..accounting.labels import pipeline_name
+from ..answer.breakeven import whole_reuses
+from ..answer.labels import pipeline_name
 from .style import number
 
 PERCENT = "\u202f%"  # a narrow space that does not break

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+from matplotlib.patheffects import withStroke
+
+from ..store.atomic import replacing
 
 #: Pipeline → colour, marker. Luminances differ, so that the figures can be read in grey.
 PIPELINES = {
@@ -35,10 +44,7 @@ WIDTH = 7.2  # inches: a text block
 
 def pyplot():
     """pyplot with the Agg backend and the project's settings."""
-    import matplotlib
-
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     plt.rcParams.update(
         {
@@ -94,8 +100,6 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def footnote(figure: Any, text: str, gap: float = 4, lines: int = 6, width: int = 125) -> None:
     """Small text below everything that is drawn, left-aligned with it. Call it last."""
-    import textwrap
-
     if not text:
         return
     figure.canvas.draw()
@@ -113,10 +117,6 @@ def footnote(figure: Any, text: str, gap: float = 4, lines: int = 6, width: int 
 
 def save(figure: Any, pdf: str | Path, png: str | Path) -> None:
     """Write the figure as PDF and PNG, each atomically, and close it. No dates inside: same data, same bytes."""
-    import matplotlib.pyplot as plt
-
-    from ..store.atomic import replacing
-
     for path, kind in ((pdf, "pdf"), (png, "png")):
         with replacing(path) as temporary:
             metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
@@ -131,8 +131,6 @@ def place_labels(axes: Any, labels: Sequence[tuple[float, float, str, str]], siz
     line if it lies far out. ``lines``: polylines [(x, y), …] in data units that are better not crossed. Call it when
     the limits are final.
     """
-    from matplotlib.patheffects import withStroke
-
     figure = axes.figure
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
@@ -194,8 +192,6 @@ def _candidates():
 
 def _along(points, step: float):
     """Points every ``step`` pixels along a polyline."""
-    import math
-
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         count = max(1, int(math.hypot(x1 - x0, y1 - y0) / step))
         for i in range(count + 1):
@@ -212,8 +208,6 @@ def _overlap(a, b) -> float:
 
 def darker(colour: str, by: float = 0.75) -> tuple[float, float, float]:
     """The colour with its channels scaled, for text on white."""
-    from matplotlib.colors import to_rgb
-
     return tuple(c * by for c in to_rgb(colour))
 
 

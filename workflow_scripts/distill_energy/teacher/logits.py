@@ -10,8 +10,6 @@ import json
 import time
 from typing import Any
 
-RECIPE = 2  # raise when the output changes meaning
-
 CHUNK_ROWS = 64
 SHARD_KEYS = {"max_tokens": "shard_tokens", "max_examples": "shard_examples"}
 AUDIT_TOKENS = 512  # response tokens of a shard's audit at most
@@ -21,12 +19,12 @@ def main(ctx) -> dict[str, Any]:
     """Write the cache. Goes on from the shards that are complete. Returns the teacher's figures and the certificate."""
     import torch
 
+    from ..kd.cache.reader import CacheReader
+    from ..kd.cache.spec import CacheSpec
+    from ..kd.cache.writer import CacheWriter
+    from ..models.fingerprint import template_hash, tokenizer_hash, weights_hash
     from ..models.sources import load_model, load_tokenizer
     from ..store.atomic import sha256
-    from .cache.fingerprint import template_hash, tokenizer_hash, weights_hash
-    from .cache.reader import CacheReader
-    from .cache.spec import CacheSpec
-    from .cache.writer import CacheWriter
 
     params = ctx.spec.params
     settings = {**{k: params[k] for k in ("batch_tokens", "audit_examples") if k in params}, **params.get("logits", {})}
@@ -253,8 +251,8 @@ def encode_example(teacher: Teacher, spec, examples: Examples, i: int, states):
     import numpy as np
 
     from ..errors import UserError
-    from .cache.codec import pack
-    from .cache.encode import concatenate, encode_rows, uniforms
+    from ..kd.cache.codec import pack
+    from ..kd.cache.encode import concatenate, encode_rows, uniforms
 
     u = uniforms(spec.seed, examples.ids[i], len(states))
     labels = teacher._torch.from_numpy(examples.tokens[i][examples.labels[i]].astype(np.int64))
@@ -283,8 +281,8 @@ def _audited(todo: list[int], n_labels: list[int], count: int) -> set[int]:
 
 
 def _audit(teacher: Teacher, spec, kept: list[tuple]) -> dict:
-    from .cache.audit import STUDENT_MIX, audit_batch
-    from .cache.codec import unpack
+    from ..kd.cache.audit import STUDENT_MIX, audit_batch
+    from ..kd.cache.codec import unpack
 
     torch = teacher._torch
     states, cut = (torch.cat([k[j].float() for k in kept]) for j in (0, 1))
@@ -299,6 +297,6 @@ def _audit(teacher: Teacher, spec, kept: list[tuple]) -> dict:
 
 
 def _empty(spec):
-    from .cache.rows import PackedRows
+    from ..kd.cache.rows import PackedRows
 
     return PackedRows(0, 0)

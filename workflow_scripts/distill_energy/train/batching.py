@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -22,8 +25,6 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, b
     shuffled in turn. Examples that do not fill a last batch are left out of this epoch (other ones in the next). A set
     smaller than one batch is repeated to fill it.
     """
-    import numpy as np
-
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     n = len(lengths)
     order = random.permutation(n)
@@ -58,8 +59,6 @@ class Sampler:
 
 def cut_by_tokens(index: np.ndarray, lengths: np.ndarray, limit: int) -> list[np.ndarray]:
     """Cut examples, in order, into groups of at most ``limit`` tokens each (a longer example is a group of its own)."""
-    import numpy as np
-
     cuts, total = [], 0
     for place, length in enumerate(lengths[index]):
         if place and total + length > limit:
@@ -93,9 +92,6 @@ def collate(examples: Examples, index: np.ndarray, pad_id: int, packed: bool, de
     keeps them apart (or calls variable-length attention). Else one row an example, padded on the right: no label row
     ever attends to the right, so causal attention needs no padding mask.
     """
-    import numpy as np
-    import torch
-
     spans = [(int(examples.offsets[i]), int(examples.offsets[i + 1])) for i in index]
     lengths = [stop - start for start, stop in spans]
     total, longest = sum(lengths), max(lengths)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..kd.cache.checks import check_temperature, check_vocabulary
+from ..kd.cache.reader import CacheReader
+from ..kd.losses.teacher import collate_teacher
 
 
 class CachedTeacher:
@@ -22,11 +26,6 @@ class CachedTeacher:
         tokenizer_hash: str | None = None,
         log: Callable[[str], None] = lambda message: None,
     ) -> None:
-        import warnings
-
-        from ..teacher.cache.checks import check_temperature, check_vocabulary
-        from ..teacher.cache.reader import CacheReader
-
         self.folder = Path(folder)
         self.reader = CacheReader(self.folder)
         check_vocabulary(
@@ -49,8 +48,6 @@ class CachedTeacher:
 
     def batch(self, ids: list[str], labels: int, device: str) -> Any:
         """The rows of these examples' labels, in order. Raises UserError if their number is not ``labels``."""
-        from ..losses.teacher import collate_teacher
-
         rows = self.reader.batch(ids)
         found = len(rows)
         if found != labels:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..store import atomic
 
@@ -38,8 +40,6 @@ def save(
     Where each process holds a part of the weights, all of them call it with their ``part`` and a common ``barrier``;
     the checkpoint gets its name when every part is on disk.
     """
-    import torch
-
     final = folder / f"step-{step:09d}"
     temporary = folder / f".{final.name}"
     if part == 0:
@@ -71,8 +71,6 @@ def load_latest(
 
     Raises UserError if the checkpoint belongs to other parameters.
     """
-    import torch
-
     for _, path in reversed(checkpoints(folder)):
         try:
             state = torch.load(path / part_name(part), map_location="cpu", weights_only=True)

@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -35,8 +39,6 @@ class Examples:
 
     def label_counts(self) -> np.ndarray:
         """Labels of each example [examples]."""
-        import numpy as np
-
         total = np.concatenate([[0], np.cumsum(self.labels, dtype=np.int64)])
         return total[self.offsets[1:]] - total[self.offsets[:-1]]
 
@@ -47,9 +49,6 @@ def read_examples(path: str | Path, vocabulary: int, limit: int | None = None) -
     Examples without a label are left out. Raises UserError if nothing is left, if a column is missing, if mask and
     tokens differ in length, or if a token id is outside the student's ``vocabulary`` (rows of its embedding).
     """
-    import numpy as np
-    import pyarrow.parquet as pq
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: missing")
@@ -83,8 +82,6 @@ def read_examples(path: str | Path, vocabulary: int, limit: int | None = None) -
 
 def subset(examples: Examples, index: np.ndarray) -> Examples:
     """The examples at ``index``, in that order."""
-    import numpy as np
-
     spans = [slice(examples.offsets[i], examples.offsets[i + 1]) for i in index]
     tokens = np.concatenate([examples.tokens[s] for s in spans])
     labels = np.concatenate([examples.labels[s] for s in spans])
@@ -94,9 +91,6 @@ def subset(examples: Examples, index: np.ndarray) -> Examples:
 
 def _flat(column) -> tuple[np.ndarray, np.ndarray]:
     """Values and offsets of a list column, its chunks joined."""
-    import numpy as np
-    import pyarrow as pa
-
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)

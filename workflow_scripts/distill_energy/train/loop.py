@@ -7,6 +7,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import UserError
@@ -289,6 +290,4 @@ def job_seed(seed: int, step: int) -> int:
 
 def rows_or_first(part: Any) -> Any:
     """``part``, or the first example where it is empty."""
-    import numpy as np
-
     return part if len(part) else np.zeros(1, dtype=np.int64)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
+
 from .job import Job
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -26,8 +28,6 @@ def keep_freed_memory() -> bool:
 
 def out_of_memory(job: Job, error: BaseException) -> str | None:
     """One line on what to lower if ``error`` says that memory ran out, else None."""
-    import torch
-
     text = str(error)
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if not known and not (isinstance(error, RuntimeError) and any(words in text for words in ALLOCATION_FAILURES)):

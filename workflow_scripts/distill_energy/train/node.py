@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..energy import Meter, MeterConfig
 from ..errors import UserError
+from .processes import Crew, available, check_processes, device_of
 from .worker import end_with_parent, job_of, take_part
 
 
 def main() -> int:
     """Returns the exit status; a reason for failing is the last line of standard output."""
-    from .processes import Crew, available, check_processes, device_of
-
     content = json.loads(sys.stdin.readline())
     done = end_with_parent()
     count, world = content["count"], content["peers"]["world"]
@@ -50,8 +50,6 @@ def main() -> int:
 
 def meter_of(spec: dict[str, Any]) -> Any:
     """A meter of this node whose attempt lies beside those of the stage ``spec`` (as JSON)."""
-    from ..energy import Meter, MeterConfig
-
     energy = spec["energy"]
     config = MeterConfig(interval_s=energy["interval_s"], jitter=energy["jitter"], cpu=energy["cpu"])
     identity = {"stage": spec["stage"], "name": spec["name"], "version": spec["version"]}

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers.optimization import Adafactor
+
+from ..models.sources import bf16_is_fast
 from .sharded import like, local, whole, write
 
 if TYPE_CHECKING:
@@ -29,8 +33,6 @@ class Precision:
 
 def resolve_precision(asked: str, device: str) -> Precision:
     """What ``asked`` becomes on ``device``: bfloat16 falls back to fp32 where the CPU has no support for it."""
-    from ..models.sources import bf16_is_fast
-
     if asked != "fp32" and not bf16_is_fast(device):
         note = f"{asked} asked; this CPU has no native bfloat16, so fp32 was used"
         return Precision(asked, "fp32", "float32", autocast=False, stochastic=False, note=note)
@@ -50,13 +52,10 @@ def build(parameters: Iterable[Any], training: dict[str, Any], scale_parameter: 
     Adafactor (Shazeer & Stern 2018) without relative steps, as the paper uses it: the rate is given, and with
     ``scale_parameter`` each tensor's step is that rate times the tensor's root mean square.
     """
-    import torch
-
     parameters = list(parameters)
     rate, decay = training["learning_rate"], training["weight_decay"]
     if training["optimizer"] == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-    from transformers.optimization import Adafactor
 
     return Adafactor(
         parameters,
@@ -113,8 +112,6 @@ class TensorByTensor:
         stochastic: bool = True,
         gather: bool = False,
     ) -> None:
-        import torch
-
         self.seed, self.stochastic, self.gather = seed, stochastic, gather
         self.weights = list(parameters)
         self.shells = [torch.nn.Parameter(torch.empty(0, dtype=torch.float32, device=w.device)) for w in self.weights]
@@ -122,8 +119,6 @@ class TensorByTensor:
 
     def step(self, rate: float, step: int) -> None:
         """``step`` seeds the rounding, so that a resumed run rounds as an uninterrupted one."""
-        import torch
-
         part = whole if self.gather else local
         random = torch.Generator(device=self.weights[0].device)
         random.manual_seed((self.seed * 1_000_003 + step) % 2**63)
@@ -156,8 +151,6 @@ def stochastic_round(values: Tensor, random: torch.Generator | None = None) -> T
     A bfloat16 is the upper half of a float32: adding a uniform 16-bit integer to the lower half carries into the upper
     one with just that probability.
     """
-    import torch
-
     bits = values.contiguous().view(torch.int32)
     noise = torch.randint(0, 1 << BF16_SHIFT, bits.shape, dtype=torch.int32, device=bits.device, generator=random)
     rounded = (bits + noise).bitwise_and_(-(1 << BF16_SHIFT)).view(torch.float32)

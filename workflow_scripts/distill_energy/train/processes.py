@@ -21,6 +21,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..energy.identity import job_field
 from ..errors import UserError
 from .job import Job, Peers
@@ -56,8 +58,6 @@ def device_of(device_type: str, local_rank: int) -> str:
 
 def join(peers: Peers, rendezvous: str, count: int) -> None:
     """Make this process one of the group, and share the host's cores among its ``count``."""
-    import torch
-
     if peers.world == count:
         # All on one host: the loopback interface always exists, the host's name may not resolve.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -75,8 +75,6 @@ def join(peers: Peers, rendezvous: str, count: int) -> None:
 @contextlib.contextmanager
 def member(job: Job, peers: Peers, rendezvous: str, count: int) -> Iterator[Job]:
     """Be one of a group of processes that were started already; leave it when all of them are done."""
-    import torch
-
     join(peers, rendezvous, count)
     job.peers = peers
     try:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from ..energy import attempts_of
 from ..errors import UserError
-from ..losses.ce import kernel_version
-from ..store import atomic
+from ..kd.losses.ce import kernel_version
+from ..store import atomic, sidecar
 from .job import Job, Peers
 from .loop import Loop
 from .memory import keep_freed_memory, out_of_memory
@@ -82,9 +83,6 @@ def fit(job: Job, out: Path) -> dict[str, Any]:
 
 def joules_of_earlier_attempts(folder: str | Path) -> float | None:
     """Gross joules of the attempts that ended before this one; None if one of them is unknown."""
-    from ..energy import attempts_of
-    from ..store import sidecar
-
     totals = [sidecar.total(a.components)[0] for a in attempts_of(folder) if a.outcome != "running"]
     return None if any(value is None for value in totals) else float(sum(totals))
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
+from .. import pipelines
 from ..errors import UserError
-from ..losses.ce import choose_kernel
+from ..kd.losses.ce import choose_kernel
+from ..models.fingerprint import tokenizer_hash
 from ..models.sources import load_model, load_tokenizer
-from ..teacher.cache.fingerprint import tokenizer_hash
-from . import pipelines, sharded
+from . import sharded
 from .batching import Batch, cut_by_tokens
+from .cached_teacher import CachedTeacher
 from .examples import Examples, read_examples, subset
 from .job import Job
 from .optim import ChangeProbe, Plain, TensorByTensor, resolve_precision
-from .pipelines.base import StudentFacts
 from .reference import choices
 from .student import Student, add_adapter
 
@@ -41,7 +43,7 @@ class Setup:
         self.pipeline = pipelines.get(job.params["pipeline"]["kind"])
         self.settings = self.pipeline.settings(job.params["pipeline"])
         kernel = choose_kernel(training.get("liger"), peers.device)
-        if self.pipeline.plain_ce:
+        if self.pipeline.loss == "ce":
             self.settings = replace(self.settings, ce_kernel=kernel)
         self.choices = choices(training, self.pipeline.kind)
         self.precision = resolve_precision(self.choices.precision(training["precision"]), peers.device)
@@ -59,9 +61,10 @@ class Setup:
         self.tokenizer = load_tokenizer(job.params["model"], job.inputs)
         identity = tokenizer_hash(self.tokenizer)
         self._read_data(identity)
-        facts = StudentFacts(job.inputs, self.vocabulary, identity, job.log if peers.leads else _silent)
-        self.teacher = self.pipeline.teacher(self.settings, facts)
-        if self.teacher is not None:
+        self.teacher = None
+        if self.pipeline.needs == "teacher_logits":
+            folder, log = job.inputs["teacher_logits"], job.log if peers.leads else _silent
+            self.teacher = CachedTeacher(folder, self.vocabulary, self.settings.temperature, identity, log)
             self.teacher.check(self.train.ids)
         self.parameters = sum(p.numel() for p in model.parameters())
         adapter = self.pipeline.lora(self.settings, training)
@@ -104,8 +107,6 @@ class Setup:
 
     def _distribute(self) -> None:
         """Wrap the student for several processes. The wrapper averages gradients over them."""
-        from torch.nn.parallel import DistributedDataParallel
-
         if self.split:
             if self.adapted:
                 raise UserError("training.sharding: full does not go with lora (adapters fit in one process)")

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
 
 from ..errors import UserError
 
@@ -22,9 +25,6 @@ if TYPE_CHECKING:
 
 def shard(student: Student, device_type: str, world: int) -> None:
     """Split every layer's weights, then what is left (embedding, norm, output layer), over all processes, in place."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     base = student.lm.base_model
     if not hasattr(base, "layers"):
         raise UserError(f"training.sharding: {type(base).__name__} has no list of layers to split")
@@ -67,7 +67,6 @@ def like(part: Tensor, weight: Any) -> Any:
     """A process's ``part`` as a split tensor of the layout of ``weight``."""
     if not is_split(weight):
         return part
-    from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
         part, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
@@ -79,7 +78,6 @@ def write(weight: Any, values: Tensor) -> None:
     if not is_split(weight):
         weight.copy_(values)
         return
-    from torch.distributed.tensor import DTensor, Replicate
 
     alike = DTensor.from_local(values, weight.device_mesh, [Replicate()], run_check=False)
     weight.to_local().copy_(alike.redistribute(placements=weight.placements).to_local())

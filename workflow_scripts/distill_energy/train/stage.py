@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-RECIPE = 1  # raise when the output changes meaning
-
 
 def main(ctx: Any) -> dict[str, Any]:
     """Train the student of ``ctx.spec.params`` into ``ctx.out/model`` and ``ctx.out/trajectory.parquet``.

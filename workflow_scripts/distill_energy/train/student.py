@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UserError
-from ..losses.ce import ce_loss
+from ..kd import losses
+from ..kd.losses.ce import ce_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..pipelines import Pipeline
+    from ..pipelines.base import Settings
     from .batching import Batch
-    from .pipelines import Pipeline
-    from .pipelines.base import Settings
 
 #: Settings of models whose logits are not just W·h; the fused losses would be wrong for them.
 SCALED_LOGITS = {"final_logit_softcapping": (None, 0), "logits_scaling": (None, 1), "logit_scale": (None, 1)}
@@ -27,7 +28,7 @@ class Student(torch.nn.Module):
     def __init__(self, model: Any, pipeline: Pipeline, settings: Settings, autocast: bool) -> None:
         super().__init__()
         self.model = model  # the LM, perhaps wrapped by peft
-        self.pipeline, self.settings, self.autocast = pipeline, settings, autocast
+        self.objective, self.settings, self.autocast = losses.get(pipeline.loss), settings, autocast
         lm = self.lm
         for key, harmless in SCALED_LOGITS.items():
             if getattr(lm.config, key, None) not in harmless:
@@ -55,7 +56,7 @@ class Student(torch.nn.Module):
                 # Detached: the fused loss makes its gradients as it goes, wherever one is asked for.
                 ce = ce_loss(hidden.detach(), head.weight.detach(), batch.labels, bias=head.bias).loss
                 return ce, ce, ce
-            parts = self.pipeline.loss(hidden, head.weight, batch.labels, head.bias, teacher, self.settings)
+            parts = self.objective(hidden, head.weight, batch.labels, head.bias, teacher, self.settings)
         kl = parts.kl if parts.kl is not None else torch.full_like(parts.ce, torch.nan)
         return parts.total, parts.ce, kl
 

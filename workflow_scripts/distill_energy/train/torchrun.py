@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import load_config
 from ..errors import UserError
 from ..plan import StageSpec, build_plan
@@ -22,6 +24,10 @@ from ..stage import execute, let_threads_sleep
 from ..store import sidecar
 from ..store.artifact import damage
 from .job import Job, Peers
+from .node import meter_of
+from .processes import check_processes, device_of
+from .run import train_among
+from .worker import NoMeter, take_part
 
 RENDEZVOUS = "env://"  # torchrun's own store, at MASTER_ADDR and MASTER_PORT
 
@@ -46,10 +52,6 @@ class Place:
 
     def peers(self) -> Peers:
         """Raises UserError if this host has not a device for each of its processes."""
-        import torch
-
-        from .processes import check_processes, device_of
-
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
         check_processes(self.count, device_type)
         return Peers(self.rank, self.local_rank, self.world, device_of(device_type, self.local_rank))
@@ -104,16 +106,11 @@ def whole(spec: StageSpec) -> bool:
 
 def lead(ctx: Any, place: Place) -> dict[str, Any]:
     """The stage's work, by rank 0."""
-    from .run import train_among
-
     return train_among(ctx, place.peers(), RENDEZVOUS, place.count)
 
 
 def follow(spec: StageSpec, place: Place) -> int:
     """Train as another rank than 0; the first of a node meters it."""
-    from .node import meter_of
-    from .worker import NoMeter, take_part
-
     job = Job(
         params=spec.params,
         inputs={item.role: Path(item.folder) for item in spec.consumes},

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+
+from ..store.atomic import write_parquet
 
 #: Columns of trajectory.parquet. A null joule is unknown; a null loss was not evaluated at that step.
 COLUMNS = {
@@ -26,11 +31,6 @@ COLUMNS = {
 
 def write_trajectory(rows: list[dict[str, Any]], path: str | Path) -> None:
     """Write the rows (dicts by column, missing ones null) atomically."""
-    import math
-
-    import pyarrow as pa
-
-    from ..store.atomic import write_parquet
 
     def clean(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,10 @@ from typing import Any
 
 from ..errors import UserError
 from .job import Job, Peers
+from .loop import Loop
+from .memory import keep_freed_memory, out_of_memory
+from .processes import member
+from .setup import Setup
 
 #: Seconds to end by itself after the parent is gone or done.
 PATIENCE_S = 5.0
@@ -57,11 +61,6 @@ def job_of(content: dict[str, Any]) -> Job:
 
 def take_part(job: Job, rendezvous: str, count: int) -> int:
     """Train to the end with the others; prints the reason if it fails for one that has a name."""
-    from .loop import Loop
-    from .memory import keep_freed_memory, out_of_memory
-    from .processes import member
-    from .setup import Setup
-
     if job.peers.device == "cpu":
         keep_freed_memory()
     try:

@@ -12,7 +12,7 @@ NAMES = ("pareto", "stage_breakdown", "amortization", "trajectories", "sweep", "
 
 def render(name: str, ledger: str | Path, summary: str | Path, pdf: str | Path, png: str | Path) -> None:
     """Draw the figure ``name`` from the written ledger and summary: what each figure's rule calls."""
-    from ...accounting.aggregate import read_ledger, read_summary
+    from ...answer.aggregate import read_ledger, read_summary
 
     module = import_module(f".{name}", __name__)
     rows = read_ledger(ledger)[0] if getattr(module, "NEEDS", "summary") == "ledger" else read_summary(summary)

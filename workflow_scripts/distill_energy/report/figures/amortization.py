@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...accounting.labels import pipeline_name
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from ...answer.labels import pipeline_name
 from .. import style
 from ..select import headline, omitted_note
 
@@ -73,8 +77,6 @@ def _limit(panels) -> float:
 
 
 def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
-    import numpy as np
-
     counts = np.geomspace(1, limit, 200)
     colour, _ = style.pipeline_style(base["pipeline"], every)
     level = base["e_student_kwh"] * factor
@@ -98,7 +100,6 @@ def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
     axes.set_xlim(1, limit)
     tops = [(r["e_teacher_kwh"] + r["e_student_kwh"]) * factor for r in rows]
     axes.set_ylim(0, max([*tops, level]) * (1.06 + 0.05 * len(rows)))
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
@@ -120,8 +121,6 @@ def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
 
 
 def _band(axes, counts, low, high, colour, factor) -> None:
-    import numpy as np
-
     if low[0] is None:
         return
     axes.fill_between(
@@ -155,8 +154,6 @@ def _setting(row) -> str:
 
 
 def _legend(figure, panels, every) -> None:
-    from matplotlib.lines import Line2D
-
     base = panels[0][1]
     colour, _ = style.pipeline_style(base["pipeline"], every)
     handles = [Line2D([], [], color=colour, lw=1.4, label=f"{pipeline_name(base['pipeline'])} (baseline)")]

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...accounting.labels import pipeline_name
+from matplotlib.ticker import FuncFormatter
+
+from ...answer.labels import pipeline_name
 from .. import style
 
 MOST_ROWS = 30
@@ -98,7 +100,6 @@ def _stars(axes, stars: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xscale("log")
     lows = [s["n_star_low"] for s in stars if s["n_star_low"]]
     axes.set_xlim(min([0.8, *(0.8 * low for low in lows)]), top)
-    from matplotlib.ticker import FuncFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.set_xlabel("Reuse count: break-even N* (crosses) and planned N (filled)")

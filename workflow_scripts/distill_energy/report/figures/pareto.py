@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...accounting.labels import pipeline_name
+from matplotlib.lines import Line2D
+
+from ...answer.labels import pipeline_name
 from .. import style
 from ..select import headline
 
@@ -141,8 +143,6 @@ def _text(row, brief: bool = False) -> str:
 
 
 def _legend(figure, every, top: float) -> None:
-    from matplotlib.lines import Line2D
-
     handles = []
     for pipeline in dict.fromkeys(every):
         colour, marker = style.pipeline_style(pipeline, every)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from .. import style
 
 NEEDS = "ledger"
@@ -43,8 +45,6 @@ def read_trace(path: str | Path) -> dict[tuple[str, str], tuple[list[float], lis
     Where a device has a counter and no power reading, watts are its differences; a counter that fell (a wrap or a
     reset) leaves a hole there and not a negative power.
     """
-    import pyarrow.parquet as pq
-
     path = Path(path)
     if not path.is_file():
         return {}

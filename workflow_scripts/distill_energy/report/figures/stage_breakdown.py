@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.patches import Patch
+
 from .. import style
 from ..select import headline, omitted_note
 
@@ -93,8 +95,6 @@ def _bar(axes, position: float, row, factor: float) -> None:
 
 
 def _legend(axes, rows) -> None:
-    from matplotlib.patches import Patch
-
     present = [(p, w) for r in rows for p, w, _ in segments(r)]
     parts = [p for p in style.PARTS if any(p == q for q, _ in present)]
     handles = [Patch(facecolor=style.PARTS[p][0], label=style.PARTS[p][1]) for p in parts]

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...accounting.labels import pipeline_name
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from ...answer.labels import pipeline_name
 from .. import style
 
 MOST_MAPS = 12
@@ -84,9 +87,6 @@ def _order(value: Any) -> tuple:
 
 
 def _heat(axes, sweep, key: str, scale: float, format_: str) -> None:
-    import numpy as np
-    from matplotlib.patches import Rectangle
-
     table = np.full((len(sweep["rows"]), len(sweep["columns"])), np.nan)
     for (x, y), member in zip(sweep["cells"], sweep["members"], strict=True):
         if member[key] is None:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...accounting.labels import pipeline_name
-from ...accounting.trajectory import COMPARABLE, Trajectory, read_trajectory
+from matplotlib.lines import Line2D
+
+from ...answer.labels import pipeline_name
+from ...answer.trajectory import COMPARABLE, Trajectory, read_trajectory
 from .. import style
 
 NEEDS = "ledger"
@@ -68,8 +70,6 @@ def _panels(rows) -> dict[str, list[tuple[Mapping[str, Any], Trajectory]]]:
 
 
 def _legend(figure, every) -> None:
-    from matplotlib.lines import Line2D
-
     handles = []
     for pipeline in every:
         colour, marker = style.pipeline_style(pipeline, every)

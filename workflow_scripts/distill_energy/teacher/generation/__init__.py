@@ -1,5 +1,5 @@
 """Synthetic data: the teacher answers the training prompts. Engines: transformers, and vLLM in its own environment."""
 
-from .stage import RECIPE, main
+from .stage import main
 
-__all__ = ["RECIPE", "main"]
+__all__ = ["main"]

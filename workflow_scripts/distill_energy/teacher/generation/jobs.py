@@ -6,11 +6,16 @@ as one that was not.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ...data.hashing import digest, normalised, unit
+from ...store.atomic import write_parquet
 
 #: Batches in a shard: what is lost at most by a kill.
 BATCHES_PER_SHARD = 4
@@ -72,12 +77,6 @@ def cut(ids: list[int], stops: list[int]) -> tuple[list[int], str]:
 
 def save_shard(path: Path, answers: list[Raw], stops: list[int]) -> None:
     """Write a finished shard atomically, with the end tokens of its engine in its metadata."""
-    import json
-
-    import pyarrow as pa
-
-    from ...store.atomic import write_parquet
-
     schema = pa.schema(
         [("id", pa.string()), ("ids", pa.list_(pa.int32())), ("finish_reason", pa.string())],
         metadata={"stops": json.dumps(stops)},
@@ -87,11 +86,6 @@ def save_shard(path: Path, answers: list[Raw], stops: list[int]) -> None:
 
 def load_shard(path: Path, expected: list[Prompt]) -> tuple[list[Raw], list[int]] | None:
     """A finished shard's answers and end tokens; None if absent, unreadable or of other prompts (it is redone then)."""
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not path.is_file():
         return None
     try:

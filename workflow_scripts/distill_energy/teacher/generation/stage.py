@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-RECIPE = 1  # raise when the output changes meaning
-
 
 def make_engine(ctx, tokenizer):
     """The engine that the configuration names, its model loaded."""
@@ -40,9 +38,9 @@ def main(ctx) -> dict[str, Any]:
 
     from ...data.stage import schema
     from ...errors import UserError
+    from ...models.fingerprint import tokenizer_hash
     from ...models.sources import load_tokenizer
     from ...store.atomic import write_parquet
-    from ..cache.fingerprint import tokenizer_hash
     from . import jobs
 
     params = ctx.spec.params

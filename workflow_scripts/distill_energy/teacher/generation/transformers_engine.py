@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from ...models.sources import stop_ids
 from .jobs import Prompt, Raw, cut
 
 
@@ -14,8 +17,6 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, model, tokenizer, params: dict[str, Any]) -> None:
-        from ...models.sources import stop_ids
-
         self.model = model
         self.tokenizer = tokenizer
         self.params = params
@@ -46,8 +47,6 @@ class TransformersEngine:
         Pads stand on the left, so that every response follows its prompt directly. ``done(prompt tokens, generated
         tokens, padding)`` is called after each batch.
         """
-        import torch
-
         answers: list[Raw] = []
         device = self.model.device
         size = self.params["batch_size"]

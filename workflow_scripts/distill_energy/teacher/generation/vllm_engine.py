@@ -12,10 +12,15 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
+from transformers import GenerationConfig
 
 from ...data.hashing import digest
 from ...errors import UserError
+from ...models.sources import folder_of, load_model, load_tokenizer, model_dtype, stop_ids
 from .jobs import Prompt, Raw, cut
 
 VARIABLE = "DISTILL_ENERGY_VLLM_PYTHON"
@@ -63,10 +68,6 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, ctx, tokenizer) -> None:
-        import torch
-
-        from ...models.sources import model_dtype, stop_ids
-
         spec, params = ctx.spec.params["model"], ctx.spec.params["generation"]
         self.params = params
         self.work = ctx.work
@@ -81,12 +82,6 @@ class VllmEngine:
 
     def _model(self, ctx, spec: dict[str, Any]):
         """Name or path for vLLM, its revision, and an object that has the model's ``generation_config``."""
-        from types import SimpleNamespace
-
-        from transformers import GenerationConfig
-
-        from ...models.sources import folder_of, load_model, load_tokenizer
-
         if spec["source"] in ("pruned", "random"):
             folder = ctx.work / "vllm-model"
             load_model(spec, ctx.inputs, dtype="float32", device="cpu").save_pretrained(folder)

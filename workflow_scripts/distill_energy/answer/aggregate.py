@@ -1,0 +1,129 @@
+"""What the ``aggregate`` rule calls: sidecars in, ledger and summary out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from ..ledger.ledger import collect_rows, mark_current, problem_rows
+from ..ledger.rows import Problem, schema
+from ..store.atomic import replacing, write_parquet
+from ..store.remote import is_remote, synced
+from .options import Options
+from .summary import summarise
+
+#: Metadata keys of the Parquet files.
+PROBLEMS_KEY = b"distill_energy.problems"
+OPTIONS_KEY = b"distill_energy.options"
+
+
+def load_current(current: str | Path | Sequence[Sequence[str]] | None) -> list[tuple[str, str, str]] | None:
+    """The artifacts of the configuration at hand: a list, or a JSON file of [[stage, name, version], …], or None."""
+    if current is None:
+        return None
+    if isinstance(current, str | Path):
+        try:
+            current = json.loads(Path(current).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{current}: cannot be read as a JSON list of [stage, name, version] ({error})") from None
+    try:
+        return [(str(stage), str(name), str(version)) for stage, name, version in current]
+    except (TypeError, ValueError):
+        raise UserError("current: expected [[stage, name, version], …]") from None
+
+
+def summary_table(summary: Sequence[Mapping[str, Any]], options: Options | None = None):
+    """The summary rows as an Arrow table whose columns have the same types whatever is null."""
+    texts = {"q_by_benchmark", "t_star_reference", "source", "label", "group", "baseline_group", "teacher", "dataset"}
+    texts |= {"pipeline", "hyperparameters", "student", "interval_reason", "equal_quality_metric"}
+    counts = {"seeds", "n_reuse", "sweep_runs", "student_params", "t_star_batch_size"}
+
+    def kind(name: str) -> pa.DataType:
+        if name in texts or name.endswith(("_status", "_reason")):
+            return pa.string()
+        if name in counts:
+            return pa.int64()
+        if name == "is_baseline" or name.startswith("on_front_"):
+            return pa.bool_()
+        if name == "seed_list":
+            return pa.list_(pa.int64())
+        if name in ("flags", "q_dropped") or name.startswith("dominated_by_"):
+            return pa.list_(pa.string())
+        return pa.float64()
+
+    names = list(summary[0]) if summary else ["group", "label"]
+    table = pa.Table.from_pylist(list(summary), schema=pa.schema([(name, kind(name)) for name in names]))
+    if options is not None:
+        text = json.dumps(options.__dict__, default=list)
+        table = table.replace_schema_metadata({OPTIONS_KEY: text.encode()})
+    return table
+
+
+def write_ledger(path: str | Path, rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem]) -> None:
+    """Write the ledger; the problems travel in the file's metadata so that the page can show them."""
+    table = pa.Table.from_pylist(list(rows), schema=schema())
+    text = json.dumps(problem_rows(problems))
+    write_parquet(path, table.replace_schema_metadata({PROBLEMS_KEY: text.encode()}))
+
+
+def read_ledger(path: str | Path) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Rows and problems of a written ledger."""
+    table = pq.read_table(path)
+    text = (table.schema.metadata or {}).get(PROBLEMS_KEY, b"[]")
+    return table.to_pylist(), [Problem(**p) for p in json.loads(text)]
+
+
+def read_summary(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a written summary."""
+    return pq.read_table(path).to_pylist()
+
+
+def write_summary_csv(path: str | Path, summary: Sequence[Mapping[str, Any]]) -> None:
+    """The summary as CSV; lists are joined by ``; ``, null is empty."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(summary[0]) if summary else ["group", "label"])
+        writer.writeheader()
+        for row in summary:
+            writer.writerow({k: "; ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
+
+
+def answer(
+    roots: Sequence[str | Path],
+    *,
+    current: str | Path | Sequence[Sequence[str]] | None = None,
+    config: Mapping[str, Any] | None = None,
+    plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Problem]]:
+    """(ledger rows, summary rows, problems) of the sidecars under ``roots``, nothing written."""
+    rows, problems = collect_rows([Path(r) for r in roots], plan_labels)
+    problems += mark_current(rows, load_current(current))
+    return rows, summarise(rows, Options.from_config(config)), problems
+
+
+def main(
+    results_root: str | Path,
+    out: Mapping[str, str | Path],
+    current: str | Path | Sequence[Sequence[str]] | None,
+    config: Mapping[str, Any] | None,
+    roots: Sequence[str | Path] = (),
+    plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
+    log=print,
+) -> None:
+    """Write ``out["ledger"]``, ``out["summary"]`` and ``out["csv"]`` from the sidecars under ``results_root`` and
+    ``roots`` (such as a teacher store; of a URL its mirror, brought up to date). ``config`` is the validated
+    configuration as a plain mapping."""
+    roots = [synced(root, results_root) if is_remote(str(root)) else root for root in roots]
+    rows, summary, problems = answer([results_root, *roots], current=current, config=config, plan_labels=plan_labels)
+    for problem in problems:
+        log(f"{problem.kind}: {problem.message}")
+    write_ledger(out["ledger"], rows, problems)
+    write_parquet(out["summary"], summary_table(summary, Options.from_config(config)))
+    write_summary_csv(out["csv"], summary)
+    log(f"{len(rows)} executions, {len(summary)} summary rows, {len(problems)} problems")

@@ -1,0 +1,242 @@
+"""What a host lets us read: the devices of an attempt, and why others are missing. Used by the sampler."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from . import rapl
+from .nvml import GpuReader, driver_shows_gpu, open_gpus
+
+#: A reading as it is journalled: [counter, power, problem]; a device that CodeCarbon estimates adds its own time.
+Reading = list[Any]
+
+
+SKEW_S = 1e-3
+
+
+class Device(Protocol):
+    """Anything the sampler reads on each tick."""
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def sample(self) -> Reading: ...
+
+
+class Gpu:
+    def __init__(self, reader: GpuReader) -> None:
+        self.reader = reader
+
+    def describe(self) -> dict[str, Any]:
+        return self.reader.describe()
+
+    def sample(self) -> Reading:
+        counter, power, problem = self.reader.read()
+        return [counter, power] if problem is None else [counter, power, problem]
+
+
+class RaplZone:
+    def __init__(self, zone: rapl.Zone) -> None:
+        self.zone = zone
+
+    def describe(self) -> dict[str, Any]:
+        return self.zone.describe()
+
+    def sample(self) -> Reading:
+        counter, problem = self.zone.read()
+        return [counter, None] if problem is None else [counter, None, problem]
+
+
+class CodeCarbonProcess:
+    """Pipe to the worker that runs CodeCarbon; ``poll`` keeps the newest line."""
+
+    def __init__(self, pid: int, seconds: float, timeout_s: float = 60.0) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "distill_energy.energy.sensors.codecarbon_worker", str(pid), str(seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self.fd = self.process.stdout.fileno()
+        os.set_blocking(self.fd, False)
+        self.buffer = b""
+        self.latest: dict[str, Any] | None = None
+        self.problem: str | None = None
+        first = self._line(timeout_s)
+        if first is None:
+            self.problem = "CodeCarbon did not start"
+        elif "failed" in first:
+            self.problem = first["failed"]
+        else:
+            self.ready = first["ready"]
+
+    def _line(self, timeout_s: float) -> dict[str, Any] | None:
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self.buffer:
+            if not select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return None
+            chunk = os.read(self.fd, 65536)
+            if not chunk:
+                return None
+            self.buffer += chunk
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def _ask(self, command: str) -> bool:
+        try:
+            self.process.stdin.write(command.encode() + b"\n")
+            self.process.stdin.flush()
+            return True
+        except OSError:
+            self.problem = self.problem or "CodeCarbon's process ended early"
+            return False
+
+    def poll(self, now: bool = False, final: bool = False) -> dict[str, Any] | None:
+        """The newest totals. ``now`` and ``final`` wait for a measurement up to this moment."""
+        if self.problem:
+            return self.latest
+        if now or final:
+            if self._ask("stop" if final else "now"):
+                while (line := self._line(10.0)) is not None:
+                    self.latest = line
+                    if line.get("final") or (now and not final and line.get("fresh")):
+                        break
+            return self.latest
+        self._ask("read")  # answered by the next beat; the answer has its own time
+        while (line := self._line(0)) is not None:
+            self.latest = line
+        return self.latest
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class CodeCarbonPart:
+    """CPU or RAM as CodeCarbon estimates it. ``latest`` is shared between the two."""
+
+    def __init__(self, worker: CodeCarbonProcess, component: str) -> None:
+        self.worker, self.component = worker, component
+        self.key = "cpu_j" if component == "cpu" else "ram_j"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "component": self.component,
+            "device": None,
+            "kind": "codecarbon",
+            "unit": 1.0,
+            "counter": True,
+            "power": False,
+            "model": self.worker.ready,
+        }
+
+    def sample(self) -> Reading:
+        latest = self.worker.latest
+        if latest is None or (self.worker.problem and not latest.get("final")):
+            return [None, None, self.worker.problem or "no value yet"]
+        reading = [latest[self.key], None, self.worker.problem, latest["t"]]
+        return [*reading, latest.get("check_j")] if self.component == "cpu" else reading
+
+
+def unavailable(component: str, reason: str, in_total: bool) -> dict[str, Any]:
+    """A component that is not read at all: a row of the journal's ``absent``."""
+    return {"component": component, "reason": reason, "in_total": in_total}
+
+
+class Host:
+    """All devices of one attempt, opened. ``absent`` holds what there is no device for."""
+
+    def __init__(self, settings: Mapping[str, Any], env: Mapping[str, str], pid: int) -> None:
+        self.devices: list[Device] = []
+        self.absent: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.flags: list[str] = []
+        self.gpus: list[GpuReader] = []
+        self.nvml: Any = None
+        self.codecarbon: CodeCarbonProcess | None = None
+        if settings["gpu"]:
+            self._open_gpus(env)
+        else:
+            self.absent.append(unavailable("gpu", "GPUs are left out by the settings", False))
+        self._open_cpu(settings, pid)
+
+    def _open_gpus(self, env: Mapping[str, str]) -> None:
+        self.nvml, self.gpus, visible = open_gpus(env)
+        self.notes += visible.notes
+        if self.nvml.problem and driver_shows_gpu():
+            self.absent.append(
+                unavailable("gpu", f"an NVIDIA GPU exists but cannot be read: {self.nvml.problem}", True)
+            )
+        elif not self.gpus:
+            reason = visible.reason or "no NVIDIA GPU"
+            self.absent.append(
+                unavailable("gpu", reason + (f" ({self.nvml.problem})" if self.nvml.problem else ""), False)
+            )
+        for gpu in self.gpus:
+            if gpu.mig:
+                self.flags.append("shared_device")
+                self.notes.append(f"{gpu.entry.uuid}: the stage has the slice {gpu.mig}; the whole GPU is measured")
+        self.devices += [Gpu(gpu) for gpu in self.gpus]
+
+    def _open_cpu(self, settings: Mapping[str, Any], pid: int) -> None:
+        mode = settings["cpu"]
+        if mode == "off":
+            self.absent += [
+                unavailable("cpu", "the CPU is left out by the settings (energy.cpu: off)", False),
+                unavailable("dram", "left out by the settings (energy.cpu: off)", False),
+            ]
+            return
+        zones = rapl.discover(settings["powercap"]) if mode != "codecarbon" else []
+        readable = [zone for zone in zones if zone.error is None]
+        if zones and (mode == "rapl" or any(zone.component == "cpu" for zone in readable)):
+            self.devices += [RaplZone(zone) for zone in zones]
+            if not any(zone.component == "dram" for zone in zones):
+                self.absent.append(unavailable("dram", "RAPL has no dram zone on this CPU", False))
+            return
+        self.notes += [f"RAPL {zone.name}: {zone.error}" for zone in zones]
+        if mode == "rapl":
+            self.absent.append(unavailable("cpu", f"no RAPL package under {settings['powercap']}", True))
+            self.absent.append(unavailable("dram", f"no RAPL package under {settings['powercap']}", False))
+            return
+        worker = CodeCarbonProcess(pid, settings["cpu_interval_s"])
+        if worker.problem:
+            self.absent.append(unavailable("cpu", worker.problem, True))
+            self.absent.append(unavailable("dram", worker.problem, False))
+            worker.close()
+            return
+        self.codecarbon = worker
+        self.flags.append("estimated")
+        self.devices += [CodeCarbonPart(worker, "cpu"), CodeCarbonPart(worker, "dram")]
+
+    def sample(self, now: bool = False, final: bool = False) -> tuple[float, list[Reading]]:
+        """(monotonic time, a reading of every device). ``now`` and ``final`` make CodeCarbon measure up to here.
+
+        CodeCarbon goes last and its values have their own time: closing it takes 0.3 s, which is no part of a window.
+        """
+        readings, times = [], []
+        for device in self.devices:
+            began = time.monotonic()
+            readings.append([] if isinstance(device, CodeCarbonPart) else device.sample())
+            times.append((began + time.monotonic()) / 2)
+        end = time.monotonic()
+        for reading, t in zip(readings, times, strict=True):
+            if reading and end - t > SKEW_S:  # a slow driver: keep each device's own time
+                reading.extend([None] * (3 - len(reading)) + [t])
+        if self.codecarbon is not None:
+            self.codecarbon.poll(now, final)
+            for index, device in enumerate(self.devices):
+                if isinstance(device, CodeCarbonPart):
+                    readings[index] = device.sample()
+        return end, readings
+
+    def close(self) -> None:
+        if self.codecarbon is not None:
+            self.codecarbon.close()
+        if self.nvml is not None:
+            self.nvml.close()

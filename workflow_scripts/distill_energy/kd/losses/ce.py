@@ -1,0 +1,98 @@
+"""Cross-entropy of the next token, summed over tokens, fused with the output layer.
+
+By this package's chunks, or by the Liger kernel (Hsu et al. 2024, arXiv 2410.10989) where the caller chose it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import UserError
+from . import LossParts
+from .linear import LossOutput, fused_linear_loss
+
+if TYPE_CHECKING:
+    from ...pipelines.base import Settings
+
+CHUNKS, LIGER = "chunks", "liger"
+
+
+def choose_kernel(asked: bool | None, device: str) -> str:
+    """Which of the two computes the cross-entropy on ``device``: Liger's if it is asked for, or if it is there.
+
+    Raises UserError if it is asked for (``True``) and cannot be.
+    """
+    if asked is False:
+        return CHUNKS
+    why_not = None
+    if torch.device(device).type != "cuda":
+        why_not = f"it needs a CUDA GPU, this training runs on {device}"
+    elif importlib.util.find_spec("liger_kernel") is None:
+        why_not = "the package liger-kernel is not installed"
+    if why_not and asked:
+        raise UserError(f"training.liger is true, but {why_not}")
+    return CHUNKS if why_not else LIGER
+
+
+def kernel_version(kernel: str) -> str:
+    """For the results: the kernel, with Liger's version."""
+    return f"{LIGER} {importlib.metadata.version('liger-kernel')}" if kernel == LIGER else kernel
+
+
+def ce_loss(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    labels: torch.Tensor,
+    chunk_rows: int = 104,
+    bias: torch.Tensor | None = None,
+    kernel: str = CHUNKS,
+) -> LossOutput:
+    """Σ −log softmax(hidden·Wᵀ + b)[label] over n tokens.
+
+    hidden: [n, H], rows of response tokens only (the state at label − 1); lm_head_weight: [V, H]; labels: [n].
+    ``.loss`` is the differentiable sum (divide by the token count), ``.parts["ce"]`` the same, detached.
+    kernel: as ``choose_kernel`` says.
+    """
+    labels = labels.to(hidden.device).long()
+    if kernel == LIGER and len(labels):
+        loss = _liger(hidden, lm_head_weight, labels, bias)
+        return LossOutput(loss, {"ce": loss.detach()}, len(labels))
+
+    def chunk(logits: torch.Tensor, rows: slice, want_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        target = labels[rows, None]
+        picked = logits.gather(1, target)
+        top = logits.amax(1, keepdim=True)
+        e = logits.sub_(top).exp_()
+        total = e.sum(1, keepdim=True)
+        loss = (torch.log(total) + top - picked)[:, 0]
+        if want_grad:
+            e.div_(total)
+            e.scatter_add_(1, target, torch.full_like(picked, -1.0))
+        return loss, loss[:, None]
+
+    loss, parts = fused_linear_loss(hidden, lm_head_weight, bias, chunk, chunk_rows)
+    return LossOutput(loss, {"ce": parts.detach()[0]}, len(labels))
+
+
+def objective(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    bias: torch.Tensor | None,
+    teacher: Any,
+    settings: Settings,
+) -> LossParts:
+    """Cross-entropy on the labels (see ``kd.losses.Objective``)."""
+    result = ce_loss(hidden, weight, labels, bias=bias, kernel=settings.ce_kernel)
+    return LossParts(result.loss, result.parts["ce"])
+
+
+def _liger(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+    # The weight's gradient is summed over chunks in fp32, as here; by default it would be in the weight's own dtype.
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)(weight, hidden, labels, bias)

@@ -1,0 +1,249 @@
+"""A ledger row: its columns, and how a validated sidecar becomes one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import UserError
+from ..store.sidecar import STAGES, Component, Sidecar, total, wall_seconds
+from .graph import Key
+
+#: Ledger columns and their Arrow types (see ``schema``). ``*_j`` joules, ``wall_s`` seconds, ``co2e_g`` grams.
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("stage", "string"),
+    ("name", "string"),
+    ("version", "string"),
+    ("status", "string"),  # ok | duplicate | consumes_missing | orphan | elsewhere
+    ("current", "bool"),
+    ("recipe", "int64"),
+    ("consumes", "list"),  # "stage/name/version"
+    ("teacher", "string"),
+    ("student", "string"),
+    ("pipeline", "string"),
+    ("dataset", "string"),
+    ("hyperparameters", "string"),  # canonical JSON
+    ("seed", "int64"),
+    ("role", "string"),
+    ("suite", "string"),
+    ("run", "string"),
+    ("group", "string"),
+    ("baseline_group", "string"),
+    ("student_params", "int64"),
+    ("processed_tokens", "int64"),
+    ("loss_tokens", "int64"),
+    ("generated_tokens", "int64"),
+    ("padding_tokens", "int64"),
+    ("gpu_j", "double"),
+    ("gpu_net_j", "double"),
+    ("cpu_j", "double"),
+    ("cpu_net_j", "double"),
+    ("dram_j", "double"),
+    ("dram_net_j", "double"),
+    ("total_j", "double"),
+    ("total_net_j", "double"),
+    ("idle_j", "double"),
+    ("wasted_j", "double"),
+    ("error_j", "double"),
+    ("source", "string"),
+    ("unknown_reason", "string"),
+    ("wall_s", "double"),
+    ("attempts", "int64"),
+    ("j_per_token", "double"),
+    ("j_per_token_divides_by", "string"),
+    ("co2e_g", "double"),
+    ("pue", "double"),
+    ("intensity_g_per_kwh", "double"),
+    ("grid_source", "string"),
+    ("coverage", "double"),
+    ("interval_s", "double"),
+    ("largest_gap_s", "double"),
+    ("flags", "list"),
+    ("host", "string"),
+    ("hardware", "string"),
+    ("git_commit", "string"),
+    ("git_dirty", "bool"),
+    ("code_digest", "string"),
+    ("software", "string"),  # JSON: package → version
+    ("produced_bytes", "int64"),
+    ("started_utc", "string"),
+    ("created_utc", "string"),
+    ("path", "string"),
+)
+
+
+#: Rows of these statuses are no part of this workflow's energy.
+OUTSIDE = ("duplicate", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a record, named. ``rejected``: it has no row; else its row carries the flag ``kind``."""
+
+    path: str
+    kind: str  # rejected | duplicate | consumes_missing | orphan | unknown_energy
+    message: str
+
+
+def schema():
+    """The ledger's Arrow schema."""
+    types = {
+        "string": pa.string(),
+        "bool": pa.bool_(),
+        "int64": pa.int64(),
+        "double": pa.float64(),
+        "list": pa.list_(pa.string()),
+    }
+    return pa.schema([(name, types[kind]) for name, kind in COLUMNS])
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def subfolders(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def artifact_folders(root: Path) -> Iterator[tuple[Key, Path]]:
+    """Every ``<root>/<stage>/<name>/<version>/`` of a known stage."""
+    for stage in STAGES:
+        for name in subfolders(f"{root}/{stage}"):
+            for version in subfolders(f"{root}/{stage}/{name}"):
+                yield (stage, name, version), root / stage / name / version
+
+
+def component_sums(components: Sequence[Component], kind: str) -> tuple[float | None, float | None]:
+    """(gross, net of idle) of one kind of component in joules; None if there is none or one is unknown."""
+    parts = [c for c in components if c.component == kind and c.in_total]
+    if not parts or any(c.gross_j is None for c in parts):
+        return None, None
+    gross = math.fsum(c.gross_j for c in parts)
+    if any(c.idle_j is None for c in parts):
+        return gross, None
+    return gross, gross - math.fsum(c.idle_j for c in parts)
+
+
+def sum_known(values: Sequence[float | None]) -> float | None:
+    return None if not values or any(v is None for v in values) else math.fsum(values)
+
+
+def label_columns(labels: Mapping[str, Any]) -> dict[str, Any]:
+    def text(key: str) -> str | None:
+        value = labels.get(key)
+        return None if value is None else str(value)
+
+    row = {
+        key: text(key)
+        for key in ("teacher", "student", "pipeline", "dataset", "role", "suite", "run", "group", "baseline_group")
+    }
+    row["hyperparameters"] = None if "hyperparameters" not in labels else canonical(labels["hyperparameters"])
+    for key in ("seed", "student_params"):
+        value = labels.get(key)
+        row[key] = None if value is None else int(value)
+    return row
+
+
+def _hardware(sidecar: Sidecar) -> str | None:
+    names = sorted({gpu.name or gpu.uuid for gpu in sidecar.hardware.gpus})
+    return ", ".join([*names, sidecar.hardware.cpu] if sidecar.hardware.cpu else names) or None
+
+
+def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
+    """The ledger row of a validated sidecar (``status`` ok, ``current`` False)."""
+    row: dict[str, Any] = dict.fromkeys(name for name, _ in COLUMNS)
+    row |= label_columns(sidecar.labels)
+    if row["seed"] is None and sidecar.seed is not None:
+        row["seed"] = sidecar.seed
+    if sidecar.stage == "student_training" and row["run"] is None:
+        row["run"] = sidecar.version  # its version holds data set, pipeline, hyperparameters, student and seed
+    energy, tokens = sidecar.energy, sidecar.tokens
+    for kind in ("gpu", "cpu", "dram"):
+        row[f"{kind}_j"], row[f"{kind}_net_j"] = component_sums(energy.components, kind)
+    net = None if energy.gross_j is None or energy.idle_j is None else energy.gross_j - energy.idle_j
+    quality = sidecar.quality
+    row |= {
+        "stage": sidecar.stage,
+        "name": sidecar.name,
+        "version": sidecar.version,
+        "status": "ok",
+        "current": False,
+        "recipe": sidecar.recipe,
+        "consumes": [f"{c.stage}/{c.name}/{c.version}" for c in sidecar.consumes],
+        "processed_tokens": tokens.processed,
+        "loss_tokens": tokens.loss,
+        "generated_tokens": tokens.generated,
+        "padding_tokens": tokens.padding,
+        "total_j": energy.gross_j,
+        "total_net_j": net,
+        "idle_j": energy.idle_j,
+        "wasted_j": energy.wasted_gross_j,
+        "error_j": energy.error_j,
+        "source": energy.source,
+        "unknown_reason": energy.reason if energy.gross_j is None else None,
+        "wall_s": wall_seconds(sidecar.attempts),
+        "attempts": len(sidecar.attempts),
+        "j_per_token": sidecar.j_per_token.value,
+        "j_per_token_divides_by": sidecar.j_per_token.divides_by,
+        "co2e_g": sidecar.co2e.g,
+        "pue": sidecar.co2e.pue,
+        "intensity_g_per_kwh": sidecar.co2e.intensity_g_per_kwh,
+        "grid_source": sidecar.co2e.source,
+        "coverage": quality.coverage,
+        "interval_s": quality.interval_reached_s,
+        "largest_gap_s": quality.largest_gap_s,
+        "flags": list(quality.flags),
+        "host": sidecar.hardware.host,
+        "hardware": _hardware(sidecar),
+        "git_commit": sidecar.software.git_commit,
+        "git_dirty": sidecar.software.git_dirty,
+        "code_digest": sidecar.software.code_digest,
+        "software": canonical({"python": sidecar.software.python, **sidecar.software.packages}),
+        "produced_bytes": sum(p.bytes for p in sidecar.produces),
+        "started_utc": sidecar.attempts[0].start_utc,
+        "created_utc": sidecar.created_utc,
+        "path": path,
+    }
+    return row
+
+
+def check(sidecar: Sidecar, key: Key, origin: str) -> None:
+    """Raise UserError for what the schema cannot see: the wrong folder, totals below zero or not adding up."""
+    said = (sidecar.stage, sidecar.name, sidecar.version)
+    if said != key:
+        raise UserError(f"{origin}: says it is {'/'.join(said)} but lies at {'/'.join(key)}")
+    energy = sidecar.energy
+    for field in ("gross_j", "idle_j", "wasted_gross_j", "error_j"):
+        value = getattr(energy, field)
+        if value is not None and (not math.isfinite(value) or value < 0):
+            raise UserError(f"{origin}: energy.{field} = {value}: joules are finite and not negative")
+    if (
+        energy.gross_j is not None
+        and energy.wasted_gross_j is not None
+        and energy.wasted_gross_j > energy.gross_j * 1.001
+    ):
+        raise UserError(f"{origin}: energy.wasted_gross_j {energy.wasted_gross_j} exceeds gross_j {energy.gross_j}")
+    parts = total(energy.components)[0]
+    if energy.gross_j is not None and parts is not None and abs(parts - energy.gross_j) > 1e-3 * max(parts, 1.0):
+        raise UserError(f"{origin}: energy.gross_j {energy.gross_j} is not the sum of its components {parts}")
+    for name, value in sidecar.tokens.model_dump().items():
+        if value is not None and value < 0:
+            raise UserError(f"{origin}: tokens.{name} = {value}: a count is not negative")
+    if sidecar.co2e.g is not None and sidecar.co2e.g < 0:
+        raise UserError(f"{origin}: co2e.g = {sidecar.co2e.g}: grams are not negative")
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    return row["stage"], row["name"], row["version"]

@@ -1,0 +1,15 @@
+"""transformers without its advice and progress bars."""
+
+from __future__ import annotations
+
+import os
+
+import transformers
+
+
+def quiet() -> None:
+    """Keep transformers' advice and progress bars out of the job's log; its errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

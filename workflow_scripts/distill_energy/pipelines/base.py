@@ -1,0 +1,36 @@
+"""What a kind of pipeline decides: the teacher artifact it needs, the rows it trains on, and its loss by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config.training import Lora
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``params["pipeline"]`` of a stage: α, T and what a kind of its own may read from ``options``."""
+
+    kind: str
+    alpha: float | None = None
+    temperature: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    ce_kernel: str = "chunks"  # what computes a cross-entropy (``kd.losses.ce.choose_kernel``)
+
+
+class Pipeline:
+    """Base of every kind, and supervised fine-tuning on the data set's own answers if nothing is overridden."""
+
+    kind: str
+    needs: str | None = None  # "teacher_logits", "teacher_generation" or None
+    rows: str = "data"  # role of the input whose train.parquet it trains on, and whose validation.parquet stops it
+    loss: str = "ce"  # the file of ``kd/losses/`` whose ``objective`` is minimised
+
+    def settings(self, raw: dict[str, Any]) -> Settings:
+        """Read and check the pipeline's parameters. Raises UserError naming the key."""
+        return Settings(raw["kind"], raw.get("alpha"), raw.get("temperature"), dict(raw.get("options") or {}))
+
+    def lora(self, settings: Settings, training: dict[str, Any]) -> Lora | None:
+        """The adapter to train instead of the weights, or None."""
+        return Lora.model_validate(training["lora"]) if training.get("lora") else None
