@@ -12,7 +12,8 @@ import pytest
 from distill_energy.errors import UserError
 from distill_energy.models.sources import load_model, load_tokenizer
 from distill_energy.teacher.generation.jobs import Prompt, cut
-from distill_energy.teacher.generation.vllm_engine import VllmEngine, interpreter
+from distill_energy.teacher.generation.stage import make_engine
+from distill_energy.teacher.generation.vllm_engine import interpreter
 from tests.generation.setting import GENERATION, TEACHER, context, generate, make_data, rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -30,7 +31,7 @@ def data(tmp_path_factory):
 
 def start(folder, data, **changes):
     params = {"model": TEACHER, "dtype": "float32", "generation": GENERATION | VLLM | changes, "max_length": 512}
-    return VllmEngine(context(folder, params, {"data": data}), load_tokenizer(TEACHER, {}))
+    return make_engine(context(folder, params, {"data": data}), load_tokenizer(TEACHER, {}))
 
 
 def test_stage(tmp_path, data):
@@ -61,7 +62,7 @@ def test_greedy_answers_are_those_of_a_plain_loop_and_a_dead_child_is_one_clear_
                 for _ in range(6):
                     ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
             assert answer.ids == cut(ids[len(prompt.prompt_ids) :], [2])[0]
-        engine.process.send_signal(signal.SIGKILL)
+        engine.process.process.send_signal(signal.SIGKILL)
         with pytest.raises(UserError, match="vLLM ended with status -9"):
             engine.answer(prompts, 0)
     finally:
@@ -73,7 +74,7 @@ import sys, time
 from pathlib import Path
 from test_vllm import start
 engine = start(Path(sys.argv[1]), Path(sys.argv[2]))
-print(engine.process.pid, flush=True)
+print(engine.process.process.pid, flush=True)
 time.sleep(600)
 """
 

@@ -110,15 +110,28 @@ class MtBench101(_Judged):
 
 
 class Inference(_Benchmark):
-    """Prefill and decode J/token and tok/s on fixed prompts: the j of T*. Never part of Q."""
+    """J/token, J/answer and tok/s of serving: the j of T*. Never part of Q.
+
+    Without ``engine`` and ``workload``, an eager loop of transformers at fixed lengths, prefill and decode apart.
+    """
 
     kind: Literal["inference"]
     in_quality: Literal[False] = False
     batch_sizes: tuple[int, ...] = (8,)
     prompts: int = Field(8, gt=0)
     prompt_tokens: int = Field(64, gt=0)
-    new_tokens: int = Field(32, gt=0)
+    new_tokens: int = Field(32, gt=0)  # with a workload: tokens of an answer at most
     min_seconds: float = Field(2.0, ge=0)
+    engine: Literal["transformers", "vllm"] | None = None  # null: transformers
+    workload: str | None = None  # held_out, or a JSONL file of prompts; null: fixed lengths, no answer ends early
+    requests: Annotated[int, Field(gt=0)] | None = None  # of a workload or of vllm; null: 64
+    concurrency: tuple[Annotated[int, Field(gt=0)] | Literal["saturated"], ...] | None = None
+    engine_options: dict[str, bool | int | float | str] | None = None  # further arguments of vllm.LLM
+
+    @property
+    def served(self) -> bool:
+        """Whether requests are served, rather than batches run in lock step at fixed lengths."""
+        return self.engine == "vllm" or self.workload is not None
 
 
 Benchmark = Annotated[
@@ -134,6 +147,8 @@ class Evaluation(Section):
     benchmarks: dict[str, Benchmark]
     suites: dict[str, tuple[str, ...]] | None = None  # None: one suite a benchmark
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["transformers", "vllm"] | None = None  # of benchmarks that generate; null: transformers
+    enable_thinking: bool | None = None  # told to templates that know it; null: the template's own default
 
     @model_validator(mode="after")
     def _suites(self) -> "Evaluation":

@@ -12,7 +12,7 @@ _WHERE = {
     "Meter": "meter",
     "MeterConfig": "config",
     "IdleBaseline": "idle",
-    "measure_idle": "measure_idle",
+    "measure_idle": "idle_window",
     "fold_attempts": "attempts",
     "attempts_of": "attempts",
     "resolve_visible_gpus": "sensors.visible",

@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _idle(options: argparse.Namespace) -> int:
-    from .idle import measure_idle
+    from .idle_window import measure_idle
 
     baseline = measure_idle(_config(options), options.seconds)
     for device, watts in baseline.watts.items():

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
+from ..teacher.generation.jobs import Prompt
 from .batching import by_length, pad
-from .session import Session
+from .session import THINKING_START, Session
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A generated text without its stop string; ``tokens`` counts every token that the model made."""
+    """A generated text without its thinking and its stop string; ``tokens`` counts every token that the model made,
+    ``thinking`` those up to the one that ends its thinking."""
 
     text: str
     tokens: int
     finish: str  # stop | length
+    thinking: int = 0
 
 
 def generate(
@@ -37,6 +40,8 @@ def generate(
     ``temperature`` 0 is greedy. Sampling is seeded by ``seed`` and the batch, so the same prompts in the same batches
     give the same texts. Prompts are batched by length: padding costs energy and no answer.
     """
+    if session.engine is not None:
+        return _by_engine(session, prompts, max_new_tokens, stop, temperature, top_p, seed)
     sampled = temperature > 0
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -71,12 +76,46 @@ def _completion(session: Session, tokens: list[int], stop: Sequence[str]) -> Com
     """The text up to the end of turn and up to the first stop string."""
     ends = [i for i, token in enumerate(tokens) if token in session.stop_ids]
     kept = tokens[: ends[0]] if ends else tokens
-    text = session.tokenizer.decode(kept, skip_special_tokens=True)
+    thought = thinking_tokens(session, kept)
+    said = kept[thought:]
+    text = session.tokenizer.decode(said, skip_special_tokens=True)
+    text = text.lstrip("\n") if thought else text
     cut = min((at for at in (text.find(s) for s in stop) if at >= 0), default=None)
     if cut is not None:
-        count = _first_reach(session.tokenizer, kept, stop)
-        return Completion(text[:cut], count, "stop")
-    return Completion(text, len(kept) + bool(ends), "stop" if ends else "length")
+        count = thought + _first_reach(session.tokenizer, said, stop)
+        return Completion(text[:cut], count, "stop", thought)
+    return Completion(text, len(kept) + bool(ends), "stop" if ends else "length", thought)
+
+
+def thinking_tokens(session: Session, tokens: Sequence[int]) -> int:
+    """How many of an answer's tokens are thinking: up to the token that ends it, or all where it never ended."""
+    end = session.thinking_end
+    if end is None:
+        return 0
+    if end in tokens:
+        return len(tokens) - tokens[::-1].index(end)
+    opened = session.tokenizer.get_vocab().get(THINKING_START)
+    return len(tokens) if opened is not None and opened in tokens[:2] else 0
+
+
+def _by_engine(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: Sequence[str],
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> list[Completion]:
+    """As ``generate``, by the serving engine; it batches as it likes."""
+    asked = [Prompt(str(i), tuple(ids), "", max_new_tokens) for i, ids in enumerate(prompts)]
+    sampling = {"temperature": temperature, "top_p": top_p}
+    done = [
+        _completion(session, list(found["ids"]), stop)
+        for found in session.engine.serve(asked, seed, stop=stop, sampling=sampling)
+    ]
+    session.count(processed=sum(map(len, prompts)), generated=sum(one.tokens for one in done))
+    return done
 
 
 def _first_reach(tokenizer, tokens: list[int], stop: Sequence[str]) -> int:

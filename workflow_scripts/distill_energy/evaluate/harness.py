@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .generate import generate
 from .harness_data import GSM8K_SHOTS, MMLU_SHOTS, LocalTask, gsm8k, ifeval, mmlu
 from .result import Item, Result, summarise
 from .session import Session
 
+#: Tokens of an answer at most where a task does not say (the harness's own default).
+HARNESS_TOKENS = 256
 CHANCE = {"gsm8k": 0.0, "mmlu": 0.25}
 #: Answers that follow no instruction on purpose; IFEval's chance is the best of their scores.
 TRIVIAL = ("I do not know.", "yes", 'Answer:\n\n* one\n* two\n\n"The end"')
@@ -75,7 +78,7 @@ def _run(session: Session, name: str, task: str, params, local: LocalTask | None
     limited = params.get("max_new_tokens")
     with session.phase(name):
         done = simple_evaluate(
-            model=_counting_model(session, params["batch_size"]),
+            model=_engine_model(session) if session.engine else _counting_model(session, params["batch_size"]),
             tasks=tasks,
             num_fewshot=shots,
             task_manager=manager,
@@ -118,6 +121,46 @@ def _counting_model(session: Session, batch_size: int):
 
     # Beyond its end-of-turn token a model may know others; the harness itself passes only its stop strings.
     return Counting(pretrained=session.model, tokenizer=session.tokenizer, batch_size=batch_size)
+
+
+def _engine_model(session: Session):
+    """The harness's model interface over the session's serving engine: generation alone, by ``generate``."""
+    from lm_eval.api.model import LM
+
+    class Engine(LM):
+        tokenizer_name = "session"
+
+        def loglikelihood(self, requests):
+            raise UserError("evaluation.engine vllm: this task asks for likelihoods; use transformers for it")
+
+        loglikelihood_rolling = loglikelihood
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return session.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+
+        def chat_template(self, chat_template=False):
+            return session.tokenizer.chat_template or ""
+
+        def generate_until(self, requests, disable_tqdm=False):
+            groups: dict[tuple, list[int]] = {}
+            for number, request in enumerate(requests):
+                options = request.args[1]
+                until = options.get("until") or []
+                until = (until,) if isinstance(until, str) else tuple(until)
+                groups.setdefault((until, int(options.get("max_gen_toks", HARNESS_TOKENS))), []).append(number)
+            texts: dict[int, str] = {}
+            for (until, room), numbers in groups.items():
+                prompts = [session.encode(requests[number].args[0]) for number in numbers]
+                for number, done in zip(numbers, generate(session, prompts, room, stop=until), strict=True):
+                    texts[number] = done.text
+            return [texts[number] for number in range(len(requests))]
+
+    return Engine()
 
 
 def _made(row: list[int], stops: list[int]) -> int:

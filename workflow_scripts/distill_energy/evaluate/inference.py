@@ -13,14 +13,8 @@ import torch
 from ..store.atomic import write_parquet
 from .prefix import cache_argument, cache_of, is_plain
 from .result import Result
+from .serving import fixed_prompts, serving
 from .session import Session
-
-TEXT = (
-    "A library lends books to everyone who lives in the town. Each morning its doors open at nine, and the first "
-    "readers come in from the square with wet coats and questions. Explain in plain words how such a place is run, "
-    "who pays for it, what it costs in a year, and why a small town may want one. Begin with the building, go on to "
-    "the people who work there, and end with the readers. "
-)
 
 
 def inference(session: Session, name: str, params: dict[str, Any]) -> tuple[Result, list[dict[str, Any]]]:
@@ -29,6 +23,8 @@ def inference(session: Session, name: str, params: dict[str, Any]) -> tuple[Resu
     A phase repeats whole passes until ``min_seconds``; its joules divide by the tokens of all of them. Prefill counts
     prompt tokens, decode the tokens generated after the first, which the prefill yields.
     """
+    if params.get("engine") == "vllm" or params.get("workload"):
+        return serving(session, name, params)
     rows = []
     with torch.inference_mode():
         for batch_size in params["batch_sizes"]:
@@ -38,14 +34,8 @@ def inference(session: Session, name: str, params: dict[str, Any]) -> tuple[Resu
 
 
 def prompt_batch(session: Session, batch_size: int, prompts: int, length: int):
-    """Token ids (batch_size, length): the fixed prompts, from the first on, again from the first where they run out.
-
-    Prompt i is the text, repeated, from its i-th token on: real text, no two prompts alike, none padded.
-    """
-    base = session.encode(TEXT * 2)
-    tokens = base * ((length + prompts) // len(base) + 1)
-    rows = [tokens[i % prompts : i % prompts + length] for i in range(batch_size)]
-    return torch.tensor(rows, device=session.device)
+    """Token ids (batch_size, length) of the fixed prompts (see ``serving.fixed_prompts``)."""
+    return torch.tensor(fixed_prompts(session, batch_size, prompts, length), device=session.device)
 
 
 def _measure(session: Session, name: str, ids, params: dict[str, Any]) -> list[dict[str, Any]]:
@@ -133,6 +123,17 @@ def write_inference(path: Path, rows: list[dict[str, Any]]) -> None:
             ("source", pa.string()),
             ("reason", pa.string()),
             ("repeats", pa.int64()),
+            ("engine", pa.string()),
+            ("workload", pa.string()),
+            ("saturated", pa.bool_()),
+            ("requests", pa.int64()),
+            ("prompt_tokens", pa.int64()),
+            ("generated_tokens", pa.int64()),
+            ("thinking_tokens", pa.int64()),
+            ("j_per_answer", pa.float64()),
+            ("first_token_s", pa.float64()),
+            ("answer_s", pa.float64()),
+            ("derived", pa.bool_()),
         ]
     )
-    write_parquet(path, pa.Table.from_pylist(rows, schema))
+    write_parquet(path, pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema))

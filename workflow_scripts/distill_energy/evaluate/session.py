@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data.chat import encode
 from ..models.sources import stop_ids
 from .head import Head
+
+#: Ends the thinking of Qwen3, DeepSeek-R1, SmolLM3, GLM-4.5 and their kin.
+THINKING_END = "</think>"
+THINKING_START = "<think>"
 
 
 @dataclass
@@ -40,10 +47,19 @@ class Session:
     spent: dict[str, list[Spent]] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
     work: Path | None = None  # scratch folder
+    enable_thinking: bool | None = None
+    source: tuple[dict[str, Any], dict[str, Path]] | None = None  # the model's specification and the stage's inputs
+    engine: Any = None  # a VllmEngine that generates in the place of the model, once ``model`` is released
 
     @property
     def device(self):
         return self.model.device
+
+    @cached_property
+    def thinking_end(self) -> int | None:
+        """The token that ends a reasoning model's thinking, where its vocabulary has one."""
+        found = self.tokenizer.get_vocab().get(THINKING_END)
+        return None if found is None else int(found)
 
     @cached_property
     def head(self) -> Head:
@@ -76,7 +92,8 @@ class Session:
         """A conversation (or one user turn) as the model's template writes it, up to where the answer starts."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        told = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **told)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already holds its special tokens."""
@@ -135,14 +152,23 @@ class Session:
 
     def release(self) -> None:
         """Give memory of a failed benchmark back to the accelerator."""
-        if self.device.type == "cuda":
-            import torch
+        if self.model is not None and self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
+    def unload(self) -> None:
+        """Let go of the model, so that another process may have its memory. What hangs on it is kept or goes too."""
+        if self.model is None:
+            return
+        self.stop_ids  # noqa: B018  (asked of the model for the last time)
+        on_gpu = self.device.type == "cuda"
+        for name in ("head", "decoder"):
+            self.__dict__.pop(name, None)
+        self.model = None
+        gc.collect()
+        if on_gpu:
             torch.cuda.empty_cache()
 
     def synchronise(self) -> None:
         """Wait for the accelerator, so that a phase ends when its work does."""
-        if self.device.type == "cuda":
-            import torch
-
+        if self.model is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -25,6 +25,13 @@ RUNNERS = {
 }
 
 
+#: Requests that vLLM takes at a time where a benchmark's energy per request is not asked.
+ENGINE_CONCURRENCY = 64
+#: Benchmarks that a serving engine can answer: they ask for text alone, not for likelihoods or hidden states.
+GENERATES = ("arithmetic", "instructions", "alpaca_eval", "mt_bench_101")
+GENERATING_TASKS = ("gsm8k", "ifeval")
+
+
 def runner(kind: str) -> Callable[..., Any]:
     """The function that runs a kind of benchmark. Raises UserError if there is none."""
     if kind not in RUNNERS:
@@ -45,7 +52,7 @@ def main(ctx) -> dict[str, Any]:
         if benchmark["kind"] == "agreement" and _role(ctx) != "teacher" and "teacher_evaluation" not in ctx.inputs:
             raise UserError(f"evaluation.benchmarks.{name}: agreement needs the teacher's evaluation of the same suite")
     session = open_session(ctx)
-    outcome = run_suite(session, params["benchmarks"])
+    outcome = run_suite(session, params["benchmarks"], params.get("engine"))
     _contamination(ctx, outcome)
     return _write(ctx, session, outcome)
 
@@ -62,10 +69,31 @@ def open_session(ctx):
     params = ctx.spec.params
     start = time.perf_counter()
     with ctx.meter.phase("load"):
-        model = load_model(params["model"], ctx.inputs, params["dtype"])
+        model = None
+        if not all(by_vllm(benchmark, params.get("engine")) for benchmark in params["benchmarks"].values()):
+            model = load_model(params["model"], ctx.inputs, params["dtype"])
         tokenizer = load_tokenizer(params["model"], ctx.inputs)
-    ctx.log(f"loaded in {time.perf_counter() - start:.1f} s on {model.device}, {model.dtype}")
-    return Session(model, tokenizer, ctx.meter, ctx.log, ctx.inputs, _role(ctx), params["dtype"], work=ctx.work)
+    where = "" if model is None else f" on {model.device}, {model.dtype}"
+    ctx.log(f"loaded in {time.perf_counter() - start:.1f} s{where}")
+    return Session(
+        model,
+        tokenizer,
+        ctx.meter,
+        ctx.log,
+        ctx.inputs,
+        _role(ctx),
+        params["dtype"],
+        work=ctx.work,
+        enable_thinking=params.get("enable_thinking"),
+        source=(params["model"], ctx.inputs),
+    )
+
+
+def by_vllm(benchmark: dict[str, Any], engine: str | None) -> bool:
+    """Whether vLLM answers a benchmark: its own ``engine``, or the suite's for benchmarks that generate."""
+    if benchmark["kind"] == "inference":
+        return benchmark.get("engine") == "vllm"
+    return engine == "vllm" and (benchmark["kind"] in GENERATES or benchmark.get("task") in GENERATING_TASKS)
 
 
 class Outcome:
@@ -79,12 +107,33 @@ class Outcome:
         self.contaminated: dict[str, int] = {}
 
 
-def run_suite(session, benchmarks: dict[str, dict[str, Any]]) -> Outcome:
-    """Run every benchmark; only bad input (UserError) ends the suite."""
+def run_suite(session, benchmarks: dict[str, dict[str, Any]], engine: str | None = None) -> Outcome:
+    """Run every benchmark; only bad input (UserError) ends the suite.
+
+    What the loaded model answers comes first; then it is let go, and vLLM answers the rest: one holds the device's
+    memory at a time.
+    """
+    from .serving import vllm
+
+    outcome = Outcome(benchmarks)
+    served = {name: params for name, params in benchmarks.items() if by_vllm(params, engine)}
+    _run(session, outcome, {name: params for name, params in benchmarks.items() if name not in served})
+    if not served:
+        return outcome
+    session.unload()
+    _run(session, outcome, {name: params for name, params in served.items() if params["kind"] == "inference"})
+    generating = {name: params for name, params in served.items() if params["kind"] != "inference"}
+    if generating:
+        with vllm(session, None, ENGINE_CONCURRENCY) as session.engine:
+            _run(session, outcome, generating)
+        session.engine = None
+    return outcome
+
+
+def _run(session, outcome: Outcome, benchmarks: dict[str, dict[str, Any]]) -> None:
     from .inference import inference
     from .resume import keep, kept
 
-    outcome = Outcome(benchmarks)
     for name, params in benchmarks.items():
         start = time.perf_counter()
         try:
@@ -107,7 +156,6 @@ def run_suite(session, benchmarks: dict[str, dict[str, Any]]) -> Outcome:
             score = outcome.results[name].score
             shown = "" if score is None else f": {score:.4f}"
             session.log(f"{name}{shown} ({time.perf_counter() - start:.1f} s)")
-    return outcome
 
 
 def _contamination(ctx, outcome: Outcome) -> None:
@@ -165,6 +213,7 @@ def _spent(name: str, spent: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def _write(ctx, session, outcome: Outcome) -> dict[str, Any]:
+    from ..models.sources import model_dtype
     from .gold import PREDICTIONS, write_predictions
     from .inference import write_inference
     from .result import write_items, write_scores
@@ -180,10 +229,12 @@ def _write(ctx, session, outcome: Outcome) -> dict[str, Any]:
     write_items(ctx.out / "items.parquet", outcome.results)
     write_inference(ctx.out / "inference.parquet", outcome.inference)
     write_scores(ctx.out / "scores.parquet", rows)
-    facts: dict[str, Any] = {"dtype": str(session.model.dtype).removeprefix("torch.")}
+    used = model_dtype(session.dtype) if session.model is None else session.model.dtype
+    facts: dict[str, Any] = {"dtype": str(used).removeprefix("torch.")}
     for row in rows:
         name = row["benchmark"]
         if row["kind"] == "inference" and row["status"] == "ok":
+            facts |= {f"{name}.{key}": value for key, value in outcome.results[name].facts.items()}
             continue
         facts[f"{name}.score"] = row.get("score")
         if row["status"] != "ok":

@@ -128,7 +128,8 @@ class _Builder:
         evaluation = self.config.evaluation
         names = evaluation.resolved_suites()[suite]
         benchmarks = {name: evaluation.benchmarks[name].model_dump(mode="json") for name in names}
-        return {"dtype": evaluation.dtype, "benchmarks": benchmarks}
+        shared = evaluation.model_dump(mode="json", include={"dtype", "engine", "enable_thinking"})
+        return {**shared, "benchmarks": benchmarks}
 
     def _teacher_artifact(self, needs: str, dataset: str, setting: Setting) -> StageSpec:
         teacher = self.config.teacher

@@ -19,9 +19,18 @@ def make_engine(ctx, tokenizer):
         model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
         return TransformersEngine(model, tokenizer, generation)
     if generation["engine"] == "vllm":
-        from .vllm_engine import VllmEngine
+        from .vllm_engine import VllmEngine, served_model
 
-        return VllmEngine(ctx, tokenizer)
+        return VllmEngine(
+            served_model(params["model"], ctx.inputs, ctx.work, tokenizer),
+            ctx.work,
+            generation,
+            max_length=params["max_length"],
+            dtype=params.get("dtype", "auto"),
+            seed=generation["seed"],
+            concurrency=generation["batch_size"],
+            tensor_parallel=generation.get("tensor_parallel", 1),
+        )
     raise UserError(f"generation.engine {generation['engine']!r} is not one of transformers, vllm")
 
 
