@@ -210,6 +210,9 @@ def test_benchmarks_are_counted_by_their_definition():
     assert new[2] == 100 * 200
     assert seconds == (0, 0, 0)
     assert benchmark_tokens({"kind": "inference", "batch_sizes": [1, 8], "min_seconds": 2}, (1, 1, 1))[2][0] == 8
+    served = {"kind": "inference", "engine": "vllm", "requests": 10, "prompt_tokens": 5, "new_tokens": 7}
+    forward, new, _ = benchmark_tokens({**served, "concurrency": [1, 8]}, (1, 1, 1))
+    assert (forward, new) == (3 * (2 * 2 * 50,), 3 * (2 * 70,))  # a pass of prefills and one of answers each
 
 
 def test_command_writes_figure_and_table(repo, tmp_path, capsys):

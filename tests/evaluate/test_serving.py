@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from distill_energy.answer.inference import read_inference
+from distill_energy.answer.inference import common_cell, read_inference
 from distill_energy.errors import UserError
 from distill_energy.evaluate import serving, stage
 from distill_energy.evaluate.generate import generate, thinking_tokens
@@ -110,3 +110,12 @@ def test_what_a_thinking_model_says_after_its_thinking_is_its_answer(monkeypatch
     assert done.text == "43"
     assert done.thinking == len(thought) + 1
     assert done.tokens == len(thought) + 1 + len(said) + 1
+
+
+def test_served_tokens_come_before_an_eager_loops():
+    eager = {("decode", 8): 0.2, ("prefill", 8): 0.1}
+    served = {("served", 8): 0.02, ("served", 32): 0.01, ("decode", 8): 0.02}
+    assert common_cell([[served], [served, served]]) == ("served", 32)
+    assert common_cell([[served], [eager]]) == ("decode", 8)
+    assert common_cell([[served], [{("prefill", 8): 0.1}]]) is None
+    assert common_cell([[served], []]) is None

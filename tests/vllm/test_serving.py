@@ -1,5 +1,7 @@
 """Serving and scoring by the real vLLM (``make test-vllm``): requests at stated concurrencies, and the same answers."""
 
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -10,6 +12,7 @@ from distill_energy.teacher.generation.vllm_engine import interpreter
 from tests.evaluate.support import CountingMeter, benchmarks, context
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+SAMPLES = Path(__file__).parents[1] / "evaluate" / "samples"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,3 +73,22 @@ def test_benchmarks_that_generate_score_as_with_transformers(tmp_path):
     ]
     same = sum(texts[0][key] == texts[1][key] for key in texts[0])
     assert same >= len(texts[0]) - 1
+
+
+def test_the_harness_generates_through_vllm(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    given = {"kind": "lm_eval", "data": str(SAMPLES), "few_shot": 0, "max_new_tokens": 8}
+    ifeval = {**given, "task": "ifeval", "data": str(SAMPLES / "ifeval.jsonl")}
+    suite = benchmarks(sums={**given, "task": "gsm8k"}, form=ifeval)
+    plain, _ = run(tmp_path / "plain", suite)
+    served, _ = run(tmp_path / "served", suite, engine="vllm")
+    answers = [
+        {r["item_id"]: (r["score"], r["tokens"]) for r in pq.read_table(ctx.out / "items.parquet").to_pylist()}
+        for ctx in (plain, served)
+    ]
+    assert len(answers[0]) >= 4 and answers[0].keys() == answers[1].keys()
+    same = sum(answers[0][key][0] == answers[1][key][0] for key in answers[0])
+    assert same >= len(answers[0]) - 1
+    assert served.meter.tokens["generated"] == pytest.approx(plain.meter.tokens["generated"], rel=0.2)

@@ -21,10 +21,16 @@ def read_inference(folder: str | Path) -> dict[Cell, float]:
     }
 
 
-def common_cell(models: Sequence[Sequence[Mapping[Cell, float]]], phase: str = "decode") -> Cell | None:
-    """The largest batch size of ``phase`` that every run of every model has; None if there is none."""
+#: What a served token costs comes before what an eager loop's does.
+PHASES = ("served", "decode")
+
+
+def common_cell(models: Sequence[Sequence[Mapping[Cell, float]]], phases: Sequence[str] = PHASES) -> Cell | None:
+    """The largest batch size or concurrency, of the first of ``phases``, that every run of every model has, or None."""
     if not models or any(not runs for runs in models):
         return None
-    sets = [{cell for cell in run if cell[0] == phase} for runs in models for run in runs]
-    shared = set.intersection(*sets)
-    return max(shared, key=lambda cell: cell[1]) if shared else None
+    shared = set.intersection(*(set(run) for runs in models for run in runs))
+    for phase in phases:
+        if found := [cell for cell in shared if cell[0] == phase]:
+            return max(found, key=lambda cell: cell[1])
+    return None

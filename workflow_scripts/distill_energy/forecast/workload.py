@@ -306,6 +306,16 @@ def benchmark_tokens(benchmark: Mapping[str, Any], whole: Range) -> tuple[Range,
         return times((40, 60, 100), 4 * items), none, none
     if kind in ("arithmetic", "instructions"):
         return times((30, 50, 90), items), times((0.3, 0.8, 1.0), items * benchmark.get("max_new_tokens", 40)), none
+    if kind == "inference" and (benchmark.get("engine") == "vllm" or benchmark.get("workload")):
+        levels, requests = float(len(benchmark.get("concurrency") or range(4))), float(benchmark.get("requests") or 64)
+        prompts = (
+            times((30, 60, 200), requests)
+            if benchmark.get("workload")
+            else 3 * (requests * benchmark["prompt_tokens"],)
+        )
+        answers = times((0.3, 0.8, 1.0) if benchmark.get("workload") else (1, 1, 1), requests * benchmark["new_tokens"])
+        least = 2 * levels * float(benchmark.get("min_seconds", 2))  # where passes are shorter than that, they repeat
+        return times(prompts, 2 * levels), times(answers, levels), (0.0, 0.5 * least, least)
     if kind == "inference":
         cells = float(len(benchmark.get("batch_sizes") or (8,)))
         least = 2 * cells * float(benchmark.get("min_seconds", 2))  # prefill and decode
