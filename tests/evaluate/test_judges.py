@@ -146,6 +146,50 @@ def test_preference():
     assert judges.preference(judges.Reply("neither", {})) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("B", 0.0),
+        ("(A)", 1.0),
+        ("[[B]]", 0.0),
+        ("Answer B is better", 0.0),
+        ("A good answer, but the better one is B", 0.0),
+        ("A is clearly better than B.", 1.0),
+        ("I prefer answer A", 1.0),
+        ("Both A and B are fine", None),
+        ("As for me, neither", None),
+        ("", None),
+    ],
+)
+def test_a_verdict_in_words_is_read_by_what_it_says(text, first):
+    assert judges.preference(judges.Reply(text, {})) == first
+
+
+def test_a_pair_without_a_readable_verdict_is_asked_again_and_counted_apart(session, reference, monkeypatch):
+    """One request gets no verdict in three asks: it is in no score, and the others stand."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    asked = []
+
+    def judge(body):
+        text = body["messages"][0]["content"]
+        if REFERENCE[1]["instruction"] in text:
+            asked.append((body["temperature"], body["seed"]))
+            return completion("Hard to say.")
+        return completion("Answer A is better")
+
+    with chat_server(judge) as (url, _):
+        params = alpaca_params(reference, {"kind": "openai", "model": "m", "base_url": url})
+        result = alpaca.alpaca_eval(session, "b", params)
+    assert [item.prompt for item in result.items] == [REFERENCE[i]["instruction"] for i in (0, 2)]
+    assert all(item.score in (0.0, 1.0) for item in result.items)
+    assert result.facts["judge_unreadable"] == 1
+    assert len(asked) == len(set(asked)) == 3 and asked[0][0] == 0.0
+    with chat_server(lambda body: completion("Hard to say.")) as (url, _):
+        params = alpaca_params(reference, {"kind": "openai", "model": "m", "base_url": url})
+        with pytest.raises(RuntimeError, match="no reply can be read"):
+            alpaca.alpaca_eval(session, "b", params)
+
+
 @pytest.fixture
 def judge_folder(tmp_path):
     """A tiny model saved as a folder."""
@@ -277,13 +321,29 @@ def test_minimum_over_turns_and_mean_over_tasks(session, mt_file):
     assert result.stderr is None  # a task of one dialogue has no spread
 
 
-def test_unreadable_grade_is_asked_again_then_fails(session, mt_file):
+def test_an_unreadable_grade_is_asked_again(session, mt_file):
     with chat_server(lambda body: completion("good [[11]]")) as (url, received):
         params = {"kind": "openai", "model": "m", "base_url": url, "api_key_env": "X", "temperature": None}
         endpoint = judges.Endpoint(params)
-        with pytest.raises(RuntimeError, match=r"no \[\[grade\]\]"):
-            mtbench101._by_endpoint(endpoint, ["text"], seed=4)
+        assert mtbench101._by_endpoint(endpoint, ["text"], seed=4) == [None]
     assert [r["seed"] for r in received] == [4, 5, 6]
+
+
+def test_a_dialogue_without_a_grade_is_counted_apart(session, mt_file, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    params = {"kind": "mt_bench_101", "data": str(mt_file), "max_new_tokens": 3}
+    one = mtbench101.load(benchmarks(b={**params, "judge": {"kind": "openai", "model": "m"}})["b"], "b")[0]
+
+    def judge(body):
+        return completion(
+            "none" if one.request in body["messages"][0]["content"].split("[Last request]")[1] else "[[6]]"
+        )
+
+    with chat_server(judge) as (url, _):
+        item = {**params, "judge": {"kind": "openai", "model": "m", "base_url": url}}
+        result = mtbench101.mt_bench_101(session, "b", benchmarks(b=item)["b"])
+    assert one.dialogue not in {item.item_id for item in result.items} and result.score == 6
+    assert result.facts["judge_unreadable"] >= 1
 
 
 def test_the_model_continues_the_gold_history():

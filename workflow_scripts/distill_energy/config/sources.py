@@ -79,6 +79,12 @@ class GeneratedData(_Dataset):
     families: tuple[str, ...] | None = None  # None: all
 
 
+Format = Literal["tulu3", "openr1_math", "codeforces_cots", "messages", "sharegpt", "preference", "prompt_response"]
+MAX_DROPPED = Field(
+    None, ge=0, le=1, description="share of rows that may be refused before the stage stops; null: 0.01"
+)
+
+
 class HubData(_Dataset):
     """A data set of the hub, or local files in its format, streamed and sampled."""
 
@@ -87,18 +93,20 @@ class HubData(_Dataset):
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
-    format: Literal["tulu3", "openr1_math", "codeforces_cots", "messages", "prompt_response"]
+    format: Format
+    max_dropped: float | None = MAX_DROPPED
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
     scan: int | None = Field(None, gt=0)  # rows looked at before sampling; None: all
 
 
 class FileData(_Dataset):
-    """Local JSON lines or Parquet files."""
+    """Local JSON lines, CSV or Parquet files."""
 
     source: Literal["files"]
     path: str
-    format: Literal["tulu3", "openr1_math", "codeforces_cots", "messages", "prompt_response"] = "messages"
+    format: Format = "messages"
+    max_dropped: float | None = MAX_DROPPED
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
 

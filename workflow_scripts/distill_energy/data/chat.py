@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
+from ..models.template import render, told
 
 ROLES = ("system", "user", "assistant", "tool")
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One example before tokenisation: a stable id and ``messages`` of {"role", "content"}."""
+    """One example before tokenisation: a stable id and ``messages`` of {"role", "content"}.
+
+    A message may carry ``reasoning_content`` (thoughts, which the template must render) and ``weight`` 0 (no label).
+    """
 
     id: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
 
     @property
     def prompt(self) -> str:
@@ -39,7 +45,11 @@ class Encoded:
     truncated: bool
 
 
-def first_assistant(messages) -> int:
+class Rewritten(UserError):
+    """The template renders a turn otherwise once another follows it."""
+
+
+def first_assistant(messages: Sequence[Message]) -> int:
     """Index of the first assistant turn. Raises UserError if there is none."""
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -47,55 +57,107 @@ def first_assistant(messages) -> int:
     raise UserError("a conversation has no assistant turn")
 
 
-def usable(messages) -> bool:
-    """Whether the conversation starts with a user (or system) turn and has an assistant turn with text."""
-    if not messages or any(m.get("role") not in ROLES or not isinstance(m.get("content"), str) for m in messages):
-        return False
-    roles = [m["role"] for m in messages]
-    if "assistant" not in roles or "user" not in roles[: roles.index("assistant")]:
-        return False
-    return all(m["content"].strip() for m in messages if m["role"] == "assistant")
+def accepted(tokenizer, messages: Sequence[Message]) -> tuple[list[Message], bool]:
+    """(messages that the template renders, whether the system's was merged into the first user turn).
+
+    A template without a system role raises, or leaves the text out; the text then precedes the user's, after an empty
+    line. Raises UserError with the template's words if it refuses the conversation all the same.
+    """
+    messages = list(messages)
+    if not messages or messages[0]["role"] != "system":
+        return messages, False
+    system = messages[0]["content"].strip()
+    try:
+        if system in render(tokenizer, messages, False, told(tokenizer)):
+            return messages, False
+    except UserError:
+        pass
+    if len(messages) < 2 or messages[1]["role"] != "user":
+        raise UserError("chat template: has no system role, and no user turn follows the system's")
+    first = {**messages[1], "content": f"{system}\n\n{messages[1]['content']}" if system else messages[1]["content"]}
+    return [first, *messages[2:]], True
 
 
-def _render(tokenizer, messages, prompt: bool) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+def _arguments(tokenizer, messages: Sequence[Message]) -> dict[str, Any]:
+    """What the template is told: with thoughts to render, its own mode of thinking."""
+    return {} if any(m.get("reasoning_content") for m in messages) else told(tokenizer)
 
 
-def segments(tokenizer, messages) -> list[tuple[str, bool]]:
+def _turn(tokenizer, messages: Sequence[Message], index: int, arguments: dict, stops: Collection[int]) -> tuple:
+    """(text before turn ``index`` with the generation prompt, text to its end, where its label ends)."""
+    before = render(tokenizer, messages[:index], True, arguments)
+    after = render(tokenizer, messages[: index + 1], False, arguments)
+    if not after.startswith(before):
+        raise Rewritten(f"chat template: turn {index} does not follow its generation prompt")
+    thought = messages[index].get("reasoning_content")
+    if thought and thought.strip() not in after[len(before) :]:
+        raise UserError("chat template: does not render reasoning_content")
+    label = after[len(before) :]
+    end = _end(tokenizer, label, messages[index]["content"], stops)
+    if end is None:
+        # Where the next turn's first token is what stops the model (GLM), the label ends with it.
+        asked = [*messages[: index + 1], {"role": "user", "content": "One"}]
+        longer = render(tokenizer, asked, False, arguments)
+        tail = longer[len(before) :] if longer.startswith(after) else ""
+        end = _end(tokenizer, tail, messages[index]["content"], stops, len(label))
+        if end is None:
+            raise UserError(
+                "chat template: an answer ends with no token that ends generation (the tokenizer's end-of-sequence "
+                "token, or those of generation_config.json)"
+            )
+        after = longer
+    return before, after, len(before) + end
+
+
+def _end(tokenizer, label: str, content: str, stops: Collection[int], reach: int | None = None) -> int | None:
+    """Where in ``label`` the first token after ``content`` ends that stops generation; None if there is none.
+
+    ``reach``: it must begin there at the latest.
+    """
+    tail = content.strip()[-40:]
+    at = label.rfind(tail) + len(tail) if tail in label else 0
+    found = []
+    for token, text in tokenizer.added_tokens_decoder.items():
+        if token in stops and (place := label.find(text.content, at)) >= 0 and (reach is None or place <= reach):
+            found.append(place + len(text.content))
+    return min(found, default=None)
+
+
+def _stops(tokenizer, stops: Collection[int] | None) -> Collection[int]:
+    return stops if stops is not None else [tokenizer.eos_token_id]
+
+
+def segments(tokenizer, messages: Sequence[Message], stops: Collection[int] | None = None) -> list[tuple[str, bool]]:
     """The rendered conversation in pieces: (text, is a label).
 
     The template is rendered up to and including each assistant turn; the piece between the generation prompt and the
-    end of that turn is the label, its end-of-turn token included and the white space after that token (which no model
-    generates) excluded. Raises UserError if the template rewrites earlier turns, so that no prefix matches.
+    token that ends generation (one of ``stops``, default the tokenizer's end-of-sequence token) is the label, with that
+    token. Raises Rewritten if the template rewrites earlier turns, so that no prefix matches, and UserError if
+    nothing ends an answer.
     """
-    whole = _render(tokenizer, messages, prompt=False)
+    stops, arguments = _stops(tokenizer, stops), _arguments(tokenizer, messages)
+    whole = render(tokenizer, messages, False, arguments)
     pieces: list[tuple[str, bool]] = []
     done = 0
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _render(tokenizer, messages[:index], prompt=True)
-        after = _render(tokenizer, messages[: index + 1], prompt=False)
-        if not (whole.startswith(after) and after.startswith(before) and len(before) >= done):
-            raise UserError(f"chat template: turn {index} is not rendered as a prefix of the whole conversation")
-        bare = after.rstrip()
-        ended = any(bare.endswith(token) for token in tokenizer.all_special_tokens)
-        end = len(bare) if ended and len(bare) > len(before) else len(after)
-        pieces += [(whole[done : len(before)], False), (whole[len(before) : end], True)]
+        before, after, end = _turn(tokenizer, messages, index, arguments, stops)
+        if len(before) < done or (index < last and not whole.startswith(after[:end])):
+            raise Rewritten(f"chat template: turn {index} is not rendered as a prefix of the whole conversation")
+        pieces += [(after[done : len(before)], False), (after[len(before) : end], message.get("weight") != 0)]
         done = end
     return pieces
 
 
-def encode(tokenizer, messages, max_length: int | None = None) -> Encoded | None:
-    """Token ids and labels of one conversation, cut to ``max_length``; None if no label is left after the cut.
-
-    Each piece is tokenised alone: a generator tokenises its prompt alone too, so ``prompt_ids`` is an exact prefix of
-    ``input_ids``. What follows the last assistant turn is left out: no label depends on it.
-    """
+def _joined(tokenizer, pieces: Sequence[tuple[str, bool]], max_length: int | None) -> Encoded | None:
+    """Each piece tokenised alone: a generator tokenises its prompt alone too, so ``prompt_ids`` is an exact prefix of
+    ``input_ids``. None if no label is left after the cut."""
     ids: list[int] = []
     mask: list[int] = []
     prompt_ids: list[int] | None = None
-    for text, label in segments(tokenizer, messages):
+    for text, label in pieces:
         piece = tokenizer.encode(text, add_special_tokens=False)
         if label and prompt_ids is None:
             prompt_ids = list(ids)
@@ -109,10 +171,42 @@ def encode(tokenizer, messages, max_length: int | None = None) -> Encoded | None
     return Encoded(ids, mask, prompt_ids, truncated)
 
 
-def check_tokenizer(tokenizer) -> None:
-    """Raise UserError if the tokenizer changes text at the start of a piece, so that pieces cannot be joined."""
+def encode(
+    tokenizer, messages: Sequence[Message], max_length: int | None = None, stops: Collection[int] | None = None
+) -> Encoded | None:
+    """Token ids and labels of one conversation, cut to ``max_length``; None if no label is left after the cut.
+
+    What follows the last assistant turn is left out: no label depends on it.
+    """
+    return _joined(tokenizer, segments(tokenizer, messages, stops), max_length)
+
+
+def encode_turns(
+    tokenizer, messages: Sequence[Message], max_length: int | None = None, stops: Collection[int] | None = None
+) -> list[Encoded]:
+    """As ``encode``, but where the template rewrites earlier turns (it drops their thoughts, say) an example a turn:
+    the conversation up to it, its label on that turn alone. Those without a label after the cut are left out."""
+    try:
+        found = [encode(tokenizer, messages, max_length, stops)]
+    except Rewritten:
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(answers) < 2:
+            raise
+        found = []
+        for index in answers:
+            if messages[index].get("weight") == 0:
+                continue
+            until = messages[: index + 1]
+            before, after, end = _turn(tokenizer, until, index, _arguments(tokenizer, until), _stops(tokenizer, stops))
+            found.append(_joined(tokenizer, [(before, False), (after[len(before) : end], True)], max_length))
+    return [encoded for encoded in found if encoded is not None]
+
+
+def check_tokenizer(tokenizer, stops: Collection[int] | None = None) -> None:
+    """Raise UserError if the tokenizer changes text at the start of a piece, so that pieces cannot be joined, or if
+    its template cannot render a question and its answer."""
     probe = [{"role": "user", "content": "One two"}, {"role": "assistant", "content": "three four"}]
-    pieces = segments(tokenizer, probe)
+    pieces = segments(tokenizer, probe, stops)
     text = "".join(piece for piece, _ in pieces)
     ids: list[Any] = []
     for piece, _ in pieces:

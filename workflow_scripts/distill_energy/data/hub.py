@@ -9,11 +9,13 @@ from typing import Any
 
 from ..errors import UserError
 from .chat import Conversation
-from .formats import conversation
+from .files import Row, files_of, read_file
+from .formats import Filtered, Refused, read
 from .hashing import digest, normalised, unit
-from .source import Source
+from .source import Refusals, Source, described
 
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+#: Share of the rows that may be refused before the stage stops, unless the data set says otherwise.
+MAX_DROPPED = 0.01
 
 
 class Smallest:
@@ -55,21 +57,30 @@ def sample(
     """
     validation = Smallest(2 * n_validation + 16)
     train = Smallest(n_train + n_train // 4 + 3 * n_validation + 64)
-    counts = {"n_scanned": 0, "n_unusable": 0, "n_repeated_rows": 0}
+    counts = {"n_scanned": 0, "n_unusable": 0, "n_filtered": 0, "n_repeated_rows": 0}
+    refused: dict[str, Refusals] = {}
     seen: set[int] = set()
     for row in rows:
         if scan is not None and counts["n_scanned"] >= scan:
             break
         counts["n_scanned"] += 1
-        item = conversation(row, format_name)
-        if item is None:
-            counts["n_unusable"] += 1
+        try:
+            item = read(row, format_name)
+        except Filtered:
+            counts["n_filtered"] += 1
             continue
-        content = digest(*(normalised(message["content"]) for message in item.messages))
-        if int(content[:16], 16) in seen:
+        except Refused as reason:
+            counts["n_unusable"] += 1
+            place = getattr(row, "place", f"row {counts['n_scanned']}")
+            refused.setdefault(str(reason), Refusals(place)).count += 1
+            continue
+        # Rows that differ in case or indentation are not repeats: in code and in formats both mean something.
+        exact = int(digest(*(message["content"] for message in item.messages))[:16], 16)
+        if exact in seen:
             counts["n_repeated_rows"] += 1
             continue
-        seen.add(int(content[:16], 16))
+        seen.add(exact)
+        content = digest(*(normalised(message["content"]) for message in item.messages))
         validation.add(unit("validation", seed, prompt_key(item)), item)
         train.add(unit("train", seed, content), item)
     taken: set[str] = set()
@@ -84,50 +95,29 @@ def sample(
     def train_stream() -> Iterator[Conversation]:
         return (item for item in train.ascending() if prompt_key(item) not in taken)
 
-    return Source(validation=validation_stream(), train=_lazily(train_stream), counts=counts)
+    return Source(validation=validation_stream(), train=_lazily(train_stream), counts=counts, refused=refused)
 
 
 def _lazily(make) -> Iterator[Conversation]:
     yield from make()
 
 
-def files_of(path: str) -> list[Path]:
-    """Data files of a path: a file, a folder's JSON lines and Parquet files, or a glob. Raises UserError if none."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.suffix in READERS)
-    elif place.is_file():
-        found = [place]
-    else:
-        found = sorted(p for p in place.parent.glob(place.name) if p.is_file())
-    if not found:
-        raise UserError(f"dataset files {path}: none found")
-    kinds = {READERS.get(p.suffix) for p in found}
-    if None in kinds or len(kinds) > 1:
-        raise UserError(f"dataset files {path}: all must be JSON lines, or all Parquet ({', '.join(READERS)})")
-    return found
-
-
 def read_rows(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of a hub data set (streamed) or of local files. Raises UserError that names the data set."""
+    place = spec["path"] if spec["source"] == "files" else spec["id"]
+    if spec["source"] == "files" or Path(place).exists():
+        for path in files_of(place):
+            yield from read_file(path)
+        return
     import datasets
 
     datasets.disable_progress_bars()
-    local = spec["source"] == "files"
-    place = spec["path"] if local else spec["id"]
     try:
-        if local or Path(place).exists():
-            files = files_of(place)
-            reader = READERS[files[0].suffix]
-            yield from datasets.load_dataset(
-                reader, data_files=[str(path) for path in files], split="train", streaming=True
-            )
-        else:
-            yield from datasets.load_dataset(
-                place, spec.get("subset"), split=spec["split"], revision=spec.get("revision"), streaming=True
-            )
-    except UserError:
-        raise
+        rows = datasets.load_dataset(
+            place, spec.get("subset"), split=spec["split"], revision=spec.get("revision"), streaming=True
+        )
+        for number, row in enumerate(rows, 1):
+            yield Row(row, f"{place}, row {number}")
     except Exception as error:  # the library and its transports raise many kinds; all mean that it cannot be read
         raise UserError(f"dataset {place}: cannot be read ({type(error).__name__}: {error})") from error
 
@@ -137,5 +127,13 @@ def open_rows(spec: dict[str, Any], log=print) -> Source:
     source = sample(
         read_rows(spec), spec["format"], spec["n_train"], spec["n_validation"], spec.get("seed", 0), spec.get("scan")
     )
-    log(f"{source.counts['n_scanned']} rows scanned, {source.counts['n_unusable']} without usable messages")
+    scanned, dropped = source.counts["n_scanned"], source.counts["n_unusable"]
+    reasons = described(source.refused)
+    log(f"{scanned} rows scanned, {dropped} refused" + (f": {reasons}" if reasons else ""))
+    allowed = MAX_DROPPED if spec.get("max_dropped") is None else spec["max_dropped"]
+    if scanned and dropped / scanned > allowed:
+        name = spec["path"] if spec["source"] == "files" else spec["id"]
+        raise UserError(
+            f"dataset {name}: {dropped} of {scanned} rows are refused (max_dropped: {allowed:g}): {reasons}"
+        )
     return source

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+GROUP_ROWS = 65_536
 COLUMNS = ("id", "prompt", "response", "input_ids", "loss_mask", "prompt_ids")
 
 
@@ -25,43 +27,75 @@ def schema(extra: dict[str, str] | None = None):
 
 
 def encode_stream(
-    tokenizer, conversations: Iterator, n: int, max_length: int, counts: dict[str, int]
+    tokenizer,
+    conversations: Iterator,
+    n: int,
+    max_length: int,
+    counts: dict[str, int],
+    stops: list[int] | None = None,
+    refused: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The first ``n`` usable conversations as rows; counts what was truncated, dropped or doubled on the way.
+    """The first ``n`` examples of usable conversations as rows; counts what was cut, dropped or doubled on the way.
+
+    A conversation that the template refuses is left out and counted in ``refused`` under the template's words.
 
     Token ids are int32 arrays: lists of Python integers would take nine times the memory.
     """
     import numpy as np
 
-    from .chat import encode
-    from .hashing import digest, normalised
+    from ..errors import UserError
+    from .chat import accepted, encode_turns
+    from .hashing import digest
+    from .source import Refusals
 
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for conversation in conversations:
-        key = digest(*(normalised(m["content"]) for m in conversation.messages))
+        key = digest(*(m["content"] for m in conversation.messages))
         if key in seen:
             counts["n_duplicates"] += 1
             continue
         seen.add(key)
-        encoded = encode(tokenizer, conversation.messages, max_length)
-        if encoded is None:
+        try:
+            messages, merged = accepted(tokenizer, conversation.messages)
+            encoded = encode_turns(tokenizer, messages, max_length, stops)
+        except UserError as reason:
+            if refused is None:
+                raise
+            refused.setdefault(str(reason), Refusals(conversation.id)).count += 1
+            continue
+        if not encoded:
             counts["n_dropped"] += 1
             continue
-        counts["n_truncated"] += int(encoded.truncated)
-        rows.append(
-            {
-                "id": conversation.id,
-                "prompt": conversation.prompt,
-                "response": conversation.response,
-                "input_ids": np.asarray(encoded.input_ids, dtype=np.int32),
-                "loss_mask": np.asarray(encoded.loss_mask, dtype=np.uint8),
-                "prompt_ids": np.asarray(encoded.prompt_ids, dtype=np.int32),
-            }
-        )
-        if len(rows) == n:
-            break
+        counts["n_system_merged"] += int(merged)
+        counts["n_expanded"] += int(len(encoded) > 1)
+        for number, turn in enumerate(encoded):
+            counts["n_truncated"] += int(turn.truncated)
+            rows.append(
+                {
+                    "id": conversation.id if len(encoded) == 1 else f"{conversation.id}-turn{number}",
+                    "prompt": conversation.prompt,
+                    "response": conversation.response,
+                    "input_ids": np.asarray(turn.input_ids, dtype=np.int32),
+                    "loss_mask": np.asarray(turn.loss_mask, dtype=np.uint8),
+                    "prompt_ids": np.asarray(turn.prompt_ids, dtype=np.int32),
+                }
+            )
+            if len(rows) == n:
+                return rows
     return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], columns) -> None:
+    """Write rows in groups of ``GROUP_ROWS``: an Arrow list column holds 2³¹ elements at most, a file any number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ..store.atomic import replacing
+
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, columns) as writer:
+        for start in range(0, len(rows), GROUP_ROWS):
+            writer.write_table(pa.Table.from_pylist(rows[start : start + GROUP_ROWS], schema=columns))
 
 
 def main(ctx) -> dict[str, Any]:
@@ -71,33 +105,44 @@ def main(ctx) -> dict[str, Any]:
     """
     import json
 
-    import pyarrow as pa
-
     from ..errors import UserError
     from ..models.fingerprint import tokenizer_hash
-    from ..models.sources import load_tokenizer
-    from ..store.atomic import write_parquet
+    from ..models.sources import declared_stop_ids, load_tokenizer
+    from ..models.template import FROZEN, names_today, original_template
     from .chat import check_tokenizer
+    from .hub import MAX_DROPPED
     from .loaders import open_source
+    from .source import described
 
     spec = ctx.spec.params["dataset"]
     tokenizer = load_tokenizer(ctx.spec.params["model"], ctx.inputs)
-    check_tokenizer(tokenizer)
+    stops = declared_stop_ids(ctx.spec.params["model"], ctx.inputs, tokenizer)
+    check_tokenizer(tokenizer, stops)
     identity = tokenizer_hash(tokenizer)  # students with another tokenizer are refused
     source = open_source(spec, ctx.log)
     results: dict[str, Any] = {}
-    counts = {"n_truncated": 0, "n_dropped": 0, "n_duplicates": 0}
+    counts = dict.fromkeys(("n_truncated", "n_dropped", "n_duplicates", "n_system_merged", "n_expanded"), 0)
+    refused: dict[str, Any] = {}
     for split, n in (("validation", spec["n_validation"]), ("train", spec["n_train"])):
-        rows = encode_stream(tokenizer, getattr(source, split), n, spec["max_length"], counts)
+        rows = encode_stream(tokenizer, getattr(source, split), n, spec["max_length"], counts, stops, refused)
+        left_out = sum(found.count for found in refused.values())
+        allowed = MAX_DROPPED if spec.get("max_dropped") is None else spec["max_dropped"]
+        if left_out > allowed * (left_out + len(rows)):
+            raise UserError(f"dataset {ctx.spec.name}: {left_out} conversations are refused: {described(refused)}")
         if len(rows) < n:
             raise UserError(f"dataset {ctx.spec.name}: {n} {split} examples asked, only {len(rows)} usable ones found")
         processed = sum(len(row["input_ids"]) for row in rows)
         labels = sum(int(row["loss_mask"].sum()) for row in rows)
         ctx.meter.add_tokens("processed", processed)
         ctx.meter.add_tokens("loss", labels)
-        table = pa.Table.from_pylist(rows, schema=schema())
-        described = {"dataset": json.dumps(spec, sort_keys=True), "split": split, "tokenizer_sha256": identity}
-        write_parquet(ctx.out / f"{split}.parquet", table.replace_schema_metadata(described))
+        made_by = {"dataset": json.dumps(spec, sort_keys=True), "split": split, "tokenizer_sha256": identity}
+        write_rows(ctx.out / f"{split}.parquet", rows, schema().with_metadata(made_by))
         results |= {f"n_{split}": n, f"{split}_tokens": processed, f"{split}_label_tokens": labels}
         ctx.log(f"{split}: {n} examples, {processed} tokens, {labels} of them labels")
+    if refused:
+        ctx.log(f"refused by the chat template: {described(refused)}")
+    for reason, found in {**source.refused, **refused}.items():
+        results[f"refused: {reason}"] = found.count
+    if names_today(original_template(tokenizer)):
+        results["template_date"] = FROZEN.isoformat()
     return results | counts | source.counts

@@ -48,6 +48,8 @@ def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
             ask = _by_endpoint if isinstance(judge, judges.Endpoint) else _by_likelihood
             wins = ask(judge, prompt, shown, params["seed"])
     facts = judges.facts(session, judge_params, judge)
+    kept = judges.judged(judge_params, wins, facts)
+    pairs, answers, shown, wins = ([values[i] for i in kept] for values in (pairs, answers, shown, wins))
     differences = [len(answer) - len(reference) for _, answer, reference in shown]
     if controlled is None:
         facts["length_only_win_rate"] = length_only_win_rate(wins, differences)
@@ -108,20 +110,22 @@ def load(params: dict[str, Any], name: str) -> list[tuple[str, str]]:
     return [(text, outputs[text]) for text in instructions]
 
 
-def _by_endpoint(judge: judges.Endpoint, prompt: str, shown, seed: int) -> list[float]:
-    """The judge's preference for the model's answer, each pair in one order."""
+def _by_endpoint(judge: judges.Endpoint, prompt: str, shown, seed: int) -> list[float | None]:
+    """The judge's preference for the model's answer, each pair in one order; None where no reply of three names one."""
     rng = random.Random(seed)
     swapped = [rng.random() < 0.5 for _ in shown]
 
-    def one(job) -> float:
+    def one(job) -> float | None:
         (instruction, answer, reference), swap = job
         first, second = (reference, answer) if swap else (answer, reference)
         text = judges.fill(prompt, instruction=instruction, first=first, second=second)
-        reply = judge.ask(text, max_tokens=4, temperature=judge.temperature or 0.0, seed=seed, logprobs=True)
-        share = judges.preference(reply)
-        if share is None:
-            raise RuntimeError(f"judge {judge.model} names neither A nor B: {reply.text[:60]!r}")
-        return 1.0 - share if swap else share
+        for ask in range(judges.ASKS):
+            temperature = judge.temperature or (judges.RETRY_TEMPERATURE if ask else 0.0)
+            reply = judge.ask(text, max_tokens=16, temperature=temperature, seed=seed + ask, logprobs=True)
+            share = judges.preference(reply)
+            if share is not None:
+                return 1.0 - share if swap else share
+        return None
 
     return judge.many(one, list(zip(shown, swapped, strict=True)))
 

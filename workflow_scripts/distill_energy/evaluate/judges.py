@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +29,8 @@ from .session import Session
 PARALLEL = 8  # requests to an endpoint at a time
 RETRIES = 4
 TIMEOUT_S = 120.0
+ASKS = 3  # times a judge is asked for a reply that can be read
+RETRY_TEMPERATURE = 0.7  # of a judge that answered at 0 what cannot be read: at 0 it would say the same again
 REMOTE = "the judge is an endpoint: its energy is not measured here"
 
 
@@ -152,6 +155,18 @@ def facts(session: Session, params: dict[str, Any], judge: Endpoint | LocalModel
     return found
 
 
+def judged(params: dict[str, Any], verdicts: Sequence[float | None], facts: dict[str, Any]) -> list[int]:
+    """Indices of the verdicts that could be read; the others are counted in ``facts`` and are in no score.
+
+    Raises RuntimeError if there is none.
+    """
+    kept = [i for i, verdict in enumerate(verdicts) if verdict is not None]
+    facts["judge_unreadable"] = len(verdicts) - len(kept)
+    if not kept:
+        raise RuntimeError(f"judge {params['model']}: no reply can be read, each asked for {ASKS} times")
+    return kept
+
+
 def template(name: str, version: str) -> str:
     """A judge's prompt. Raises UserError naming the version if there is none."""
     if (name, version) not in PROMPTS:
@@ -173,10 +188,19 @@ def fill(text: str, **values: str) -> str:
     return "".join(out)
 
 
+#: Verdicts in so many words; {letter} is one of the two.
+VERDICTS = (
+    r"\[\[\s*{letter}\s*\]\]",
+    r"(?<!\w){letter} (?:is|was) (?:\w+ ){{0,2}}(?:better|best|preferred|preferable|stronger|superior)(?!\w)",
+    r"(?:prefer|choose|pick|better|best|verdict|winner|answer)(?: one)?(?: is|:| would be)*\W+"
+    r"(?:[Aa]nswer |[Oo]utput )?{letter}\W*$",
+)
+
+
 def preference(reply: Reply, first: str = "A", second: str = "B") -> float | None:
     """Probability that the first answer is preferred, from log-probabilities where given, else from the text.
 
-    None where neither names one of the two.
+    The text is one of the letters, or gives its verdict in so many words. None where it names neither, or both.
     """
     weights = {first: 0.0, second: 0.0}
     for token, value in reply.top.items():
@@ -184,5 +208,10 @@ def preference(reply: Reply, first: str = "A", second: str = "B") -> float | Non
             weights[token.strip()] += math.exp(value)
     if sum(weights.values()) > 0:
         return weights[first] / sum(weights.values())
-    head = reply.text.strip()[:1]
-    return {first: 1.0, second: 0.0}.get(head)
+    text = reply.text.strip()
+    for pattern in (r"\W*(?:[Aa]nswer|[Oo]utput)?\W*{letter}\W*\Z", *VERDICTS):
+        found = re.match if pattern.endswith("Z") else re.search
+        named = [letter for letter in weights if found(pattern.format(letter=re.escape(letter)), text, re.M)]
+        if named:
+            return {first: 1.0, second: 0.0}[named[0]] if len(named) == 1 else None
+    return None

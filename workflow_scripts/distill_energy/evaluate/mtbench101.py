@@ -23,7 +23,6 @@ from .rubrics import FIRST_TURN_SKIPPED, RUBRICS, WITH_REFERENCE
 from .session import Session
 
 GRADE = re.compile(r"\[\[\s*(10|[1-9])(?:\.0+)?\s*\]\]")
-ASKS = 3  # times a judge is asked for a grade that can be read
 FLOOR = 1.0
 TEMPERATURE = 0.8  # of the judge, as published
 
@@ -61,6 +60,13 @@ def mt_bench_101(session: Session, name: str, params: dict[str, Any]) -> Result:
         grade = _by_endpoint if isinstance(judge, judges.Endpoint) else _by_likelihood
         grades = grade(judge, texts, params["seed"])
     facts = judges.facts(session, judge_params, judge)
+    # A dialogue's score is its minimum: without one of its grades it has none.
+    ungraded = {turn.dialogue for turn, grade in zip(turns, grades, strict=True) if grade is None}
+    judges.judged(judge_params, grades, facts)
+    kept = [i for i, turn in enumerate(turns) if turn.dialogue not in ungraded]
+    if not kept:
+        raise RuntimeError(f"judge {judge_params['model']}: no dialogue has all of its grades")
+    turns, answers, grades = ([values[i] for i in kept] for values in (turns, answers, grades))
     items = dialogues(turns, answers, grades)
     tasks = by_task(items)
     notes = f"own judge prompt {judge_params['prompt_version']}, judge {judge_params['model']}"
@@ -140,19 +146,18 @@ def read_grade(text: str) -> float | None:
     return float(found[-1]) if found else None
 
 
-def _by_endpoint(judge: judges.Endpoint, texts: Sequence[str], seed: int) -> list[float]:
-    """Grades; a reply without a grade is asked for again, reseeded."""
+def _by_endpoint(judge: judges.Endpoint, texts: Sequence[str], seed: int) -> list[float | None]:
+    """Grades; a reply without a grade is asked for again, reseeded; None where no reply of three has one."""
 
     temperature = TEMPERATURE if judge.temperature is None else judge.temperature
 
-    def one(text: str) -> float:
-        reply = None
-        for ask in range(ASKS):
+    def one(text: str) -> float | None:
+        for ask in range(judges.ASKS):
             reply = judge.ask(text, max_tokens=512, temperature=temperature, seed=seed + ask)
             grade = read_grade(reply.text)
             if grade is not None:
                 return grade
-        raise RuntimeError(f"judge {judge.model} gave no [[grade]] in {ASKS} replies, the last {reply.text[-60:]!r}")
+        return None
 
     return judge.many(one, texts)
 

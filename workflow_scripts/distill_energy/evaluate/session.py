@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ..data.chat import encode
+from ..data.chat import accepted, encode
 from ..models.sources import stop_ids
+from ..models.template import render, told
 from .head import Head
 
 #: Ends the thinking of Qwen3, DeepSeek-R1, SmolLM3, GLM-4.5 and their kin.
@@ -92,8 +93,12 @@ class Session:
         """A conversation (or one user turn) as the model's template writes it, up to where the answer starts."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        told = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
-        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **told)
+        return render(self.tokenizer, accepted(self.tokenizer, messages)[0], True, self.told)
+
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        """Arguments of the template: as in training (``models.template.told``), unless the configuration decides."""
+        return told(self.tokenizer) if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already holds its special tokens."""
@@ -105,7 +110,7 @@ class Session:
     def exchange(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """(prompt tokens, response tokens with the one that ends the turn), as training encodes them."""
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        encoded = encode(self.tokenizer, messages)
+        encoded = encode(self.tokenizer, messages, stops=self.stop_ids)
         if encoded is None:
             raise ValueError(f"the response {response!r} has no token")
         cut = len(encoded.prompt_ids)

@@ -5,15 +5,18 @@ Specifications are the dicts of ``config/sources.py`` with references resolved. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..errors import UserError
 from .quiet import quiet
+from .template import freeze
 
 NEEDS_PREPARED = ("gguf", "trained")
 
@@ -130,11 +133,24 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
         raise UserError(f"tokenizer of {name}: cannot be loaded ({error})") from error
     if not tokenizer.chat_template:
         raise UserError(f"tokenizer of {name}: has no chat template")
+    freeze(tokenizer)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"tokenizer of {name}: has neither a pad token nor an end-of-sequence token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def declared_stop_ids(spec: dict[str, Any], inputs: dict[str, Path], tokenizer) -> list[int]:
+    """As ``stop_ids``, of a model that is not loaded: from its tokenizer and its ``generation_config.json``."""
+    while spec["source"] == "pruned":
+        spec = spec["of"]
+    config = None
+    if spec["source"] != "random":
+        name, options = folder_of(spec, inputs)
+        with contextlib.suppress(OSError):  # not every model has one
+            config = GenerationConfig.from_pretrained(name, **options)
+    return stop_ids(SimpleNamespace(generation_config=config), tokenizer)
 
 
 def stop_ids(model, tokenizer) -> list[int]:
