@@ -1,31 +1,50 @@
 # Two commands do everything on a fresh machine: `make pareto` and `make test`.
 VENV ?= .venv
 PYTHON ?= python3
-REQUIREMENTS ?= envs/requirements-cpu.txt
+# What is installed: for CUDA where the driver sees a GPU, else for the CPU.
+REQUIREMENTS ?= envs/requirements-$(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu).txt
 CONFIG ?=
 BIN := $(VENV)/bin
-SNAKEMAKE := $(BIN)/snakemake --cores all $(if $(CONFIG),--configfile $(CONFIG))
-INSTALLED := $(VENV)/.installed
+# Targets come before --configfile, which takes as many files as follow it.
+SNAKEMAKE := $(BIN)/snakemake --cores all
+CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG))
+# A stamp a set of requirements, so that another set (CUDA after CPU) is installed when it is asked for.
+INSTALLED := $(VENV)/.installed-$(basename $(notdir $(REQUIREMENTS)))
 
-.PHONY: help setup pareto all report forecast paper test test-slurm test-vllm test-s3 test-gpu lint format bench clean-env
+.PHONY: help setup pareto all report forecast paper smoke test test-slurm test-vllm test-s3 test-gpu lint format bench clean-env
 
 help: ## what each target does
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(INSTALLED) ## make the virtual environment with pinned packages
 
 $(INSTALLED): $(REQUIREMENTS) envs/requirements-nodeps.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements-nodeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	rm -f $(VENV)/.installed*
 	touch $@
 
 pareto: $(INSTALLED) ## the main job: energy against quality, everything counted
-	$(SNAKEMAKE) results/pareto.pdf
+	$(SNAKEMAKE) results/pareto.pdf results/report.html $(CONFIGURED)
+	$(BIN)/python -m distill_energy summary results/ --brief
 
 all: $(INSTALLED) ## every figure, table and the report
-	$(SNAKEMAKE)
+	$(SNAKEMAKE) all $(CONFIGURED)
+
+report: $(INSTALLED) ## the page alone: results/report.html
+	$(SNAKEMAKE) results/report.html $(CONFIGURED)
+
+forecast: $(INSTALLED) ## energy, time, storage and CO2e before they are spent: results/forecast.pdf
+	$(SNAKEMAKE) results/forecast.pdf $(CONFIGURED)
+
+paper: $(INSTALLED) ## the published table through the same code: results/paper/
+	$(SNAKEMAKE) results/paper/pareto.pdf $(CONFIGURED)
+
+smoke: $(INSTALLED) ## every stage on random models of a few thousand parameters: results/ of .smoke/
+	mkdir -p .smoke
+	$(SNAKEMAKE) results/pareto.pdf results/report.html --directory .smoke --configfile configs/smoke.yaml
 
 test: $(INSTALLED) ## the tests
 	$(BIN)/python -m pytest

@@ -42,7 +42,7 @@ STAGES = (
 
 def configuration(students: int) -> dict[str, Any]:
     """The tiny test configuration with that many students, distilled from one logit cache."""
-    config = yaml.safe_load((REPO / "tests/workflow/tiny.yaml").read_text())
+    config = yaml.safe_load((REPO / "configs/smoke.yaml").read_text())
     names = [f"student{number:05d}" for number in range(students)]
     config["models"] |= {name: {"source": "pruned", "of": "big", "layers": 1 + i % 3} for i, name in enumerate(names)}
     config["students"] = names

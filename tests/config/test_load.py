@@ -15,7 +15,7 @@ def data(repo):
 
 
 def test_shipped_configurations_are_valid(repo):
-    found = [repo / "config.yaml", repo / "tests/workflow/tiny.yaml", *(repo / "configs").glob("olmo2*.yaml")]
+    found = [repo / "config.yaml", repo / "configs/smoke.yaml", *(repo / "configs").glob("olmo2*.yaml")]
     for path in found:
         assert load_config(path).students
 

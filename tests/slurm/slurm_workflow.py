@@ -19,7 +19,7 @@ from cluster import Cluster
 from slurm_processes import ClusterError
 
 REPO = Path(__file__).resolve().parents[2]
-TINY = REPO / "tests/workflow/tiny.yaml"
+TINY = REPO / "configs/smoke.yaml"
 PROFILE = REPO / "profiles/slurm/config.yaml"
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 REPO = Path(__file__).resolve().parents[2]
-TINY = REPO / "tests" / "workflow" / "tiny.yaml"
+TINY = REPO / "configs" / "smoke.yaml"
 
 
 class Workflow:

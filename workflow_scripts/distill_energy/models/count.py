@@ -11,8 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from .gguf import find_gguf, tensor_sizes
-from .pruned import kept_layers
-from .tiny import tiny_parameter_count
+from .shape import kept_layers, tiny_parameter_count
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d+)\.")
 

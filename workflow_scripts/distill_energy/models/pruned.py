@@ -5,23 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import UserError
-
-
-def kept_layers(total: int, layers: int, keep: str = "ends") -> list[int]:
-    """Indices of the layers kept, ascending. Raises UserError if ``layers`` exceeds ``total``.
-
-    ``ends``: the first ⌈layers/2⌉ and the last ⌊layers/2⌋. ``even``: spread evenly, both ends included.
-    """
-    if layers > total:
-        raise UserError(f"pruned model: {layers} layers asked, its source has {total}")
-    if keep == "ends":
-        first = (layers + 1) // 2
-        return [*range(first), *range(total - (layers - first), total)]
-    if keep == "even":
-        if layers == 1:
-            return [0]
-        return [round(i * (total - 1) / (layers - 1)) for i in range(layers)]
-    raise UserError(f"pruned model: keep {keep!r} is not one of ends, even")
+from .shape import kept_layers
 
 
 def prune(model, layers: int, keep: str = "ends"):

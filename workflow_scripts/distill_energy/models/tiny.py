@@ -64,10 +64,3 @@ def tiny_model(spec: dict[str, Any]):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.get("seed", 0))
         return LlamaForCausalLM(tiny_config(spec))
-
-
-def tiny_parameter_count(spec: dict[str, Any]) -> int:
-    """Parameters of a ``random`` model: tied embedding; per layer four attention and three MLP matrices, two norms."""
-    hidden = spec.get("hidden", 32)
-    layer = 4 * hidden * hidden + 3 * hidden * 2 * hidden + 2 * hidden
-    return spec.get("vocabulary", 384) * hidden + spec.get("layers", 2) * layer + hidden

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..answer.aggregate import answer, read_ledger
@@ -16,10 +17,13 @@ from .sentences import detail, energy, sentence
 from .style import energy_unit, number
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The argument parser; each command sets ``run``."""
-    parser = argparse.ArgumentParser(prog="python -m distill_energy", description=__doc__)
+def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The argument parser; each command sets ``run``. ``apart``: commands that are run elsewhere, for the help."""
+    parser = argparse.ArgumentParser(prog="distill-energy", description=__doc__)
+    parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", required=True)
+    for name in apart:
+        commands.add_parser(name, help=f"see distill-energy {name} --help", add_help=False)
 
     summary = commands.add_parser("summary", help="read results without Snakemake: the answer in words and a table")
     summary.add_argument("roots", nargs="+", type=Path, help="results folders (and a teacher store)")
@@ -29,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     summary.add_argument("--current", type=Path, help="JSON list of [stage, name, version] to restrict the answer to")
     summary.add_argument("--all", action="store_true", help="every sidecar, not only those of the last aggregate")
     summary.add_argument("--csv", action="store_true", help="print the whole summary as CSV")
+    summary.add_argument("--brief", action="store_true", help="the verdicts and the table, and where the page lies")
     summary.set_defaults(run=run_summary)
 
     replay = commands.add_parser("replay", help="the published stage table through the same accounting")
@@ -108,8 +113,11 @@ def run_summary(options: argparse.Namespace) -> int:
         writer.writeheader()
         writer.writerows(summary)
         return 0
-    for line in text_answer(rows, summary, problems):
+    for line in text_answer(rows, summary, problems, options.brief):
         print(line)
+    page = options.roots[0] / "report.html"
+    if options.brief and page.is_file():
+        print(f"\nThe page: {page}. Everything in words: distill-energy summary {options.roots[0]}")
     return 0
 
 
@@ -123,12 +131,12 @@ def _last_current(ledger: Path) -> list[tuple[str, str, str]] | None:
     return [(r["stage"], r["name"], r["version"]) for r in rows if r["current"] and r["status"] != "orphan"]
 
 
-def text_answer(rows, summary, problems) -> list[str]:
-    """The answer as lines of text."""
+def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
+    """The answer as lines of text; ``brief``: a sentence a group without its details."""
     lines = []
     for row in summary:
         lines.append(sentence(row, summary))
-        if text := detail(row, summary):
+        if not brief and (text := detail(row, summary)):
             lines.append(f"    {text}")
     factor, unit = energy_unit([row[f"e_{v}_kwh"] for row in summary for v in _VIEWS])
     header = ("group", "seeds", f"one-off ({unit})", "amortised", "marginal", "Q", "N", "N*", "front")
