@@ -66,3 +66,64 @@ def test_missing_and_broken_files_are_named(tmp_path):
     broken.write_text("a: [1\n")
     with pytest.raises(UserError, match=r"broken\.yaml: not YAML"):
         load_config(broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d["training"].update(learning_rate=float("inf")), "training.learning_rate: .*finite"),
+        (lambda d: d["accounting"].update(confidence=float("nan")), "accounting.confidence: .*finite"),
+        (
+            lambda d: d["pipelines"]["kd"].update(sweep={"alpha": [7]}),
+            r"sweep.alpha: .*less than or equal to 1 \(found 7\)",
+        ),
+        (lambda d: d["pipelines"]["kd"].update(sweep={"temperature": [0]}), "sweep.temperature: .*greater than 0"),
+        (lambda d: d["pipelines"]["kd"].update(students=[]), "pipelines.kd.students"),
+        (lambda d: d.update(seeds=[-3]), "seeds.0: .*greater than or equal to 0"),
+        (lambda d: d.update(seeds=[2**63]), "seeds.0: a number beyond"),
+        (lambda d: d["datasets"]["demo"].update(n_train=10**30), "datasets.demo.n_train: a number beyond"),
+        (lambda d: d["datasets"]["demo"].update(families=[]), "datasets.demo.*families"),
+        (lambda d: d["datasets"]["demo"].update(families=["poems"]), "families"),
+        (lambda d: d["evaluation"]["benchmarks"]["inference"].update(batch_sizes=[0]), "batch_sizes"),
+        (lambda d: d["evaluation"]["benchmarks"]["inference"].update(batch_sizes=[]), "batch_sizes"),
+        (lambda d: d["models"].update(r={"source": "random", "hidden": 32, "heads": 7}), "hidden 32 is not a multiple"),
+        (lambda d: d["energy"].update(grid={"country": __import__("datetime").date(2024, 1, 1)}), "country: a date"),
+        (lambda d: d["models"].update({"a" * 240: {"source": "hub", "id": "x"}}), "240 characters, 80 at most"),
+        (lambda d: d["models"].update({"ab\n": {"source": "hub", "id": "x"}}), "letters, digits"),
+        (lambda d: d["teacher"].update(model="a\0b"), "teacher.model: holds a NUL"),
+        (
+            lambda d: d["evaluation"]["benchmarks"].update({"a/../../x": {"kind": "choice"}}),
+            "name 'a/../../x': letters, digits",
+        ),
+        (lambda d: d.update(trainning=d["training"]), r"did you mean training\?"),
+    ],
+)
+def test_what_a_stage_could_not_do_is_said_before_any_job(data, change, says):
+    change(data)
+    with pytest.raises(UserError, match=says) as caught:
+        parse_config(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 1: the key 'a' is given twice"),
+        ("seeds: [010]\n", "line 1: 010 is octal"),
+        ("\xff", "not UTF-8"),
+        ("? [1]\n: 2\n", "not YAML|is not a text"),
+    ],
+)
+def test_what_yaml_takes_silently_is_refused(tmp_path, text, says):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=says):
+        load_config(path)
+
+
+def test_a_bomb_of_aliases_ends_in_one_line(tmp_path):
+    lines = ["a0: &a0 [1,1,1,1,1,1,1,1,1,1]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="more than 200000 values"):
+        load_config(tmp_path / "bomb.yaml")

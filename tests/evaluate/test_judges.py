@@ -86,7 +86,7 @@ def test_refusing_endpoint_fails_the_benchmark_alone(tmp_path, reference):
     """Recorded as failed with the server's words; never a score of 0."""
     import pyarrow.parquet as pq
 
-    with chat_server(lambda body: (401, {"error": "bad key"})) as (url, received):
+    with chat_server(lambda body: (400, {"error": "bad key"})) as (url, received):
         names = benchmarks(
             b={
                 "kind": "alpaca_eval",
@@ -101,8 +101,20 @@ def test_refusing_endpoint_fails_the_benchmark_alone(tmp_path, reference):
     assert len(received) <= 3  # not repeated
     rows = {row["benchmark"]: row for row in pq.read_table(ctx.out / "scores.parquet").to_pylist()}
     assert rows["b"]["status"] == "failed" and rows["b"]["score"] is None
-    assert "HTTP 401" in rows["b"]["reason"] and "bad key" in rows["b"]["reason"]
+    assert "HTTP 400" in rows["b"]["reason"] and "bad key" in rows["b"]["reason"]
     assert rows["gold"]["score"] is not None
+
+
+def test_a_judge_that_is_down_or_refuses_the_key_is_no_final_result(tmp_path, reference, monkeypatch):
+    monkeypatch.setattr(judges, "RETRIES", 1)
+    for status in (401, 503):
+        with chat_server(lambda body, status=status: (status, {"error": "no"})) as (url, _):
+            judge = {"kind": "openai", "model": "m", "base_url": url}
+            one = {"kind": "alpaca_eval", "judge": judge, "reference": str(reference), "max_new_tokens": 2}
+            ctx = context(tmp_path / str(status), benchmarks(b=one))
+            with pytest.raises(UserError, match=f"HTTP {status}"):
+                stage.main(ctx)
+            assert not (ctx.out / "scores.parquet").exists()
 
 
 def test_a_retry_goes_on_after_finished_benchmarks(tmp_path, reference):

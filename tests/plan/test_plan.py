@@ -165,7 +165,7 @@ def test_unknown_things_are_named(data):
     with pytest.raises(UserError, match="the configuration does not imply it"):
         plan.spec("teacher_logits", "smollm2-135m-demo", "0" * 12)
     data["pipelines"]["sft"]["kind"] = "nope"
-    with pytest.raises(UserError, match=r"pipelines\.sft: .*nope"):
+    with pytest.raises(UserError, match=r"pipelines\.sft\.kind: .*nope"):
         build_plan(parse_config(data))
     data["pipelines"]["sft"] = {"kind": "kd", "alpha": 0.5}
     with pytest.raises(UserError, match=r"pipelines\.sft: .*temperature is missing"):

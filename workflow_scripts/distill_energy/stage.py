@@ -19,6 +19,7 @@ from .store import atomic
 from .store import sidecar as schema
 from .store.artifact import damage, produced
 from .store.lock import artifact_lock
+from .store.paths import check_inside
 
 
 @dataclass
@@ -103,7 +104,7 @@ def _make(spec: StageSpec, main: Callable[[StageContext], dict | None], store: A
     # The copy beside the attempts survives Snakemake's removal of a rule's outputs before it runs again.
     atomic.write_text(attempts / schema.SIDECAR_NAME, text)
     atomic.write_text(out / schema.SIDECAR_NAME, text)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(check_inside(attempts, work), ignore_errors=True)
     return record
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Section
+from .names import check_name
 
 
 class _Benchmark(Section):
@@ -74,6 +76,19 @@ class Judge(Section):
     temperature: float | None = Field(None, ge=0)  # None: as published, 0 for AlpacaEval, 0.8 for MT-Bench-101
     prompt_version: str = "1"
 
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        """A URL is recorded everywhere: credentials belong in the environment (``api_key_env``)."""
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url must be an http(s) URL")
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            raise ValueError("base_url must hold no user, password or query; the key comes from api_key_env")
+        return value
+
 
 class _Judged(_Benchmark):
     judge: Judge
@@ -117,7 +132,7 @@ class Inference(_Benchmark):
 
     kind: Literal["inference"]
     in_quality: Literal[False] = False
-    batch_sizes: tuple[int, ...] = (8,)
+    batch_sizes: tuple[Annotated[int, Field(gt=0)], ...] = Field((8,), min_length=1)
     prompts: int = Field(8, gt=0)
     prompt_tokens: int = Field(64, gt=0)
     new_tokens: int = Field(32, gt=0)  # with a workload: tokens of an answer at most
@@ -125,7 +140,7 @@ class Inference(_Benchmark):
     engine: Literal["transformers", "vllm"] | None = None  # null: transformers
     workload: str | None = None  # held_out, or a JSONL file of prompts; null: fixed lengths, no answer ends early
     requests: Annotated[int, Field(gt=0)] | None = None  # of a workload or of vllm; null: 64
-    concurrency: tuple[Annotated[int, Field(gt=0)] | Literal["saturated"], ...] | None = None
+    concurrency: tuple[Annotated[int, Field(gt=0)] | Literal["saturated"], ...] | None = Field(None, min_length=1)
     engine_options: dict[str, bool | int | float | str] | None = None  # further arguments of vllm.LLM
 
     @property
@@ -154,6 +169,8 @@ class Evaluation(Section):
     def _suites(self) -> "Evaluation":
         if not self.benchmarks:
             raise ValueError("benchmarks is empty")
+        for name in (*self.benchmarks, *(self.suites or ())):
+            check_name(name)
         seen: set[str] = set()
         for suite, names in (self.suites or {}).items():
             for name in names:

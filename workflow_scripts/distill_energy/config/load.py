@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +48,85 @@ def allowed_keys(error: ValidationError) -> str:
         tagged = [c for c in current for f in c.model_fields.values() if part in typing.get_args(f.annotation)]
         current = step or tagged or current
     keys = sorted({key for model in current for key in model.model_fields})
-    return f"; allowed: {', '.join(keys)}" if keys else ""
+    close = difflib.get_close_matches(str(item["loc"][-1]), keys, 1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"{meant}; allowed: {', '.join(keys)}" if keys else ""
+
+
+#: Values that a configuration may hold, aliases counted as often as they stand.
+MOST_VALUES = 200_000
+#: Whole numbers above this are no count of anything here, and are not exact as JSON.
+MOST = 2**53
+
+
+def check_values(data: Any, origin: str) -> None:
+    """Raise UserError naming the key of a value that YAML can hold and a configuration cannot."""
+    todo: list[tuple[str, Any]] = [("", data)]
+    seen = 0
+    while todo:
+        where, value = todo.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            raise UserError(f"{origin}: more than {MOST_VALUES} values (aliases count as often as they are used)")
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str):
+                    raise UserError(f"{origin}: {where or 'top level'}: the key {key!r} is not a text")
+            todo += [(f"{where}.{key}" if where else key, item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            todo += [(f"{where}.{number}", item) for number, item in enumerate(value)]
+        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST:
+            raise UserError(f"{origin}: {where}: a number beyond 2^53")
+        elif isinstance(value, str) and "\0" in value:
+            raise UserError(f"{origin}: {where}: holds a NUL character")
+        elif not isinstance(value, str | int | float | bool | None):
+            raise UserError(f"{origin}: {where}: a {type(value).__name__}; quote it to make it a text")
 
 
 def parse_config(data: Any, origin: str = "config.yaml") -> Config:
     """Validate a configuration mapping. Raises UserError with one line naming the key and what is allowed."""
     if not isinstance(data, dict):
         raise UserError(f"{origin}: expected keys and values, found {type(data).__name__}")
+    check_values(data, origin)
     try:
         return Config.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{origin}: {_problem(error)}{allowed_keys(error)}") from None
 
 
-def load_config(path: str | Path) -> Config:
-    """Read and validate a YAML configuration file."""
+def read_yaml(path: str | Path) -> Any:
+    """A YAML file as data. Raises UserError for what YAML takes silently: a key given twice, 010 meaning 8."""
     import yaml
 
+    class Strict(yaml.SafeLoader):
+        """As the safe loader, without the two surprises."""
+
+        def construct_mapping(self, node, deep=False):
+            merge = "tag:yaml.org,2002:merge"
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise UserError(f"{path}, line {node.start_mark.line + 1}: the key {key!r} is given twice")
+            return super().construct_mapping(node, deep)
+
+        def construct_yaml_int(self, node):
+            if len(node.value.lstrip("+-")) > 1 and node.value.lstrip("+-")[0] == "0" and node.value.isdigit():
+                line = node.start_mark.line + 1
+                raise UserError(f"{path}, line {line}: {node.value} is octal in YAML; write it without the zero")
+            return super().construct_yaml_int(node)
+
+    Strict.add_constructor("tag:yaml.org,2002:int", Strict.construct_yaml_int)
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=Strict)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({error})") from None
-    return parse_config(data, str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and validate a YAML configuration file."""
+    return parse_config(read_yaml(path), str(path))

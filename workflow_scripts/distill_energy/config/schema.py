@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from .base import Section
 from .evaluation import Evaluation
+from .names import check_name
 from .sources import Dataset, Model, PrunedModel, Teacher
 from .training import Pipeline, Training
-
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")
 
 
 class Grid(Section):
@@ -82,7 +80,7 @@ class Config(Section):
     teacher: Teacher
     students: tuple[str, ...]
     pipelines: dict[str, Pipeline]
-    seeds: tuple[int, ...]
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...]
     training: Training
     evaluation: Evaluation
     accounting: Accounting = Field(default_factory=Accounting)
@@ -98,8 +96,7 @@ class Config(Section):
         if not value:
             raise ValueError("is empty")
         for name in value:
-            if not NAME.match(name):
-                raise ValueError(f"name {name!r}: letters, digits, '_', '.', and single '-' only")
+            check_name(name)
         return value
 
     @field_validator("students", "seeds")

@@ -61,6 +61,12 @@ class RandomModel(Section):
     vocabulary: int = Field(384, ge=260)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _heads(self) -> "RandomModel":
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden {self.hidden} is not a multiple of twice heads {self.heads} (rotary positions)")
+        return self
+
 
 Model = Annotated[HubModel | FolderModel | GgufModel | PrunedModel | RandomModel, Field(discriminator="source")]
 
@@ -76,7 +82,9 @@ class GeneratedData(_Dataset):
     source: Literal["generated"]
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
-    families: tuple[str, ...] | None = None  # None: all
+    families: tuple[Literal["arithmetic", "text", "choice", "instructions"], ...] | None = Field(
+        None, min_length=1, description="null: all"
+    )
 
 
 Format = Literal["tulu3", "openr1_math", "codeforces_cots", "messages", "sharegpt", "preference", "prompt_response"]

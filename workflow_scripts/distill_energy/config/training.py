@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from .base import Section
 
@@ -74,15 +74,20 @@ class Training(Section):
 SWEEPABLE = {"alpha", "temperature", "max_new_tokens"}
 
 
-class Pipeline(Section):
-    """A way to make a student. ``sweep`` expands to one run for each combination of its lists."""
+class Swept(Section):
+    """What a pipeline may set or sweep beside the keys of ``training``."""
 
-    kind: str
     alpha: float | None = Field(None, ge=0, le=1)
     temperature: float | None = Field(None, gt=0)
     max_new_tokens: int | None = Field(None, gt=0)
+
+
+class Pipeline(Swept):
+    """A way to make a student. ``sweep`` expands to one run for each combination of its lists."""
+
+    kind: str
     dataset: str | None = None
-    students: tuple[str, ...] | None = None  # None: all students
+    students: tuple[str, ...] | None = Field(None, min_length=1)  # None: all students
     training: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -98,4 +103,9 @@ class Pipeline(Section):
                 raise ValueError(f"sweep.{key} is not one of {', '.join(sorted(fields | SWEEPABLE))}")
             if not values:
                 raise ValueError(f"sweep.{key} is empty")
+            for value in values if key in SWEEPABLE else ():
+                try:
+                    Swept.model_validate({key: value})
+                except ValidationError as error:
+                    raise ValueError(f"sweep.{key}: {error.errors()[0]['msg']} (found {value!r})") from None
         return self

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config.names import check_name
 from ..errors import UserError
 from ..store import atomic
 from ..store import sidecar as schema
@@ -47,6 +48,11 @@ def run_command(
 
     Raises UserError if the command cannot be started.
     """
+    if name is not None:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
     name = name or re.sub(r"[^A-Za-z0-9_.]+", "-", Path(argv[0]).name).strip("-") or "command"
     params = {"argv": list(argv), "folder": os.getcwd()}
     began = dt.datetime.now(dt.UTC).isoformat()

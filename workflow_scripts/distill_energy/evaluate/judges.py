@@ -13,6 +13,7 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ PARALLEL = 8  # requests to an endpoint at a time
 RETRIES = 4
 TIMEOUT_S = 120.0
 ASKS = 3  # times a judge is asked for a reply that can be read
+REFUSED = (400, 413, 422)
 RETRY_TEMPERATURE = 0.7  # of a judge that answered at 0 what cannot be read: at 0 it would say the same again
 REMOTE = "the judge is an endpoint: its energy is not measured here"
 
@@ -42,14 +44,27 @@ class Reply:
     top: dict[str, float]
 
 
+class SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect to another host or to plain HTTP: the key goes with the request."""
+
+    def redirect_request(self, request, handle, code, message, headers, url):
+        before, after = urllib.parse.urlsplit(request.full_url), urllib.parse.urlsplit(url)
+        if (before.scheme, before.netloc) != (after.scheme, after.netloc):
+            place = f"{after.scheme}://{after.hostname}"
+            raise urllib.error.URLError(f"redirected to another host ({place}); name it as base_url")
+        return super().redirect_request(request, handle, code, message, headers, url)
+
+
 class Endpoint:
-    """Chat completions of an OpenAI-compatible server. UserError for a missing key, RuntimeError for refusals."""
+    """Chat completions of an OpenAI-compatible server. UserError for a missing or refused key and where no server
+    answers, RuntimeError where it refuses a request."""
 
     def __init__(self, params: dict[str, Any], pause_s: float = 1.0) -> None:
         self.model = params["model"]
         base = params.get("base_url") or "https://api.openai.com/v1"
         self.url = base.rstrip("/") + "/chat/completions"
         self.key = os.environ.get(params["api_key_env"])
+        self._opener = urllib.request.build_opener(SameHost())
         if not self.key and not params.get("base_url"):
             raise UserError(f"evaluation: judge {self.model}: environment variable {params['api_key_env']} is not set")
         self.temperature = params.get("temperature")
@@ -74,7 +89,7 @@ class Endpoint:
             self.usage[kind] += usage.get(kind) or 0
         try:
             choice = answer["choices"][0]
-            text = choice["message"]["content"] or ""
+            text = self._scrubbed(choice["message"]["content"] or "")
         except (KeyError, IndexError, TypeError):
             raise RuntimeError(f"judge {self.model}: the answer has no choices[0].message.content") from None
         tokens = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
@@ -95,15 +110,22 @@ class Endpoint:
                 time.sleep(self.pause_s * 2 ** (attempt - 1))
             request = urllib.request.Request(self.url, body, headers)
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                with self._opener.open(request, timeout=TIMEOUT_S) as response:
                     return json.loads(response.read())
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code}: {error.read(300).decode('utf-8', 'replace')}"
+                if error.code in REFUSED:  # of this request; another server would say the same
+                    raise RuntimeError(f"judge {self.model} at {self.url}: {self._scrubbed(problem)}") from None
                 if error.code not in (408, 409, 429) and error.code < 500:
                     break
             except (urllib.error.URLError, OSError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
-        raise RuntimeError(f"judge {self.model} at {self.url}: {problem}")
+        # Not the benchmark's failure, which would be final: the stage ends, and goes on here when the judge is back.
+        raise UserError(f"judge {self.model} at {self.url}: {self._scrubbed(problem)}")
+
+    def _scrubbed(self, text: str) -> str:
+        """A text that enters records and logs, without the key: servers echo what they were sent."""
+        return text.replace(self.key, "[key]") if self.key else text
 
 
 class LocalModel:

@@ -17,6 +17,7 @@ import torch
 from ..data.chat import accepted, encode
 from ..models.sources import stop_ids
 from ..models.template import render, told
+from ..store.paths import check_inside, inside
 from .head import Head
 
 #: Ends the thinking of Qwen3, DeepSeek-R1, SmolLM3, GLM-4.5 and their kin.
@@ -150,8 +151,8 @@ class Session:
         """An empty folder for a benchmark's intermediate files."""
         if self.work is None:
             raise ValueError("the session has no scratch folder")
-        folder = self.work / f"benchmark-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = inside(self.work, f"benchmark-{name}")
+        shutil.rmtree(check_inside(self.work, folder), ignore_errors=True)
         folder.mkdir(parents=True)
         return folder.resolve()
 

@@ -219,6 +219,11 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
     return row
 
 
+JOULES_PER_KWH = 3.6e6
+#: Idle power is measured once, before the work, so that a stage that mostly waits may draw a little less.
+IDLE_MARGIN = 1.25
+
+
 def check(sidecar: Sidecar, key: Key, origin: str) -> None:
     """Raise UserError for what the schema cannot see: the wrong folder, totals below zero or not adding up."""
     said = (sidecar.stage, sidecar.name, sidecar.version)
@@ -238,6 +243,23 @@ def check(sidecar: Sidecar, key: Key, origin: str) -> None:
     parts = total(energy.components)[0]
     if energy.gross_j is not None and parts is not None and abs(parts - energy.gross_j) > 1e-3 * max(parts, 1.0):
         raise UserError(f"{origin}: energy.gross_j {energy.gross_j} is not the sum of its components {parts}")
+    if energy.gross_j is not None and energy.idle_j is not None and energy.idle_j > IDLE_MARGIN * energy.gross_j:
+        raise UserError(f"{origin}: energy.idle_j {energy.idle_j} exceeds gross_j {energy.gross_j}")
+    tries = [total(attempt.components)[0] for attempt in sidecar.attempts]
+    spent = sum_known(tries)
+    if energy.gross_j is not None and spent is not None and abs(spent - energy.gross_j) > 1e-3 * max(spent, 1.0):
+        raise UserError(f"{origin}: energy.gross_j {energy.gross_j} is not the sum of its attempts {spent}")
+    for attempt in sidecar.attempts:
+        if attempt.wall_s is not None and not attempt.wall_s >= 0:
+            raise UserError(f"{origin}: attempt {attempt.id}: wall_s = {attempt.wall_s}: time is not negative")
+    for quality in (sidecar.quality, *(attempt.quality for attempt in sidecar.attempts)):
+        if quality.coverage is not None and not 0 <= quality.coverage <= 1 + 1e-9:
+            raise UserError(f"{origin}: quality.coverage = {quality.coverage}: a share is between 0 and 1")
+    carbon = sidecar.co2e
+    if carbon.g is not None and carbon.intensity_g_per_kwh is not None and energy.gross_j is not None:
+        grams = energy.gross_j / JOULES_PER_KWH * (carbon.pue or 1.0) * carbon.intensity_g_per_kwh
+        if abs(grams - carbon.g) > 1e-3 * max(grams, 1e-9):
+            raise UserError(f"{origin}: co2e.g {carbon.g} is not energy × PUE × grid intensity, {grams}")
     for name, value in sidecar.tokens.model_dump().items():
         if value is not None and value < 0:
             raise UserError(f"{origin}: tokens.{name} = {value}: a count is not negative")

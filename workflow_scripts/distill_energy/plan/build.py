@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from ..config.evaluation import NEEDS_TEACHER
 from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
 from ..errors import UserError
-from ..pipelines import get
+from ..pipelines import get, kinds
 from ..store.remote import is_remote, local_root
 from .recipes import RECIPES
 from .spec import Input, StageSpec, digest, make_spec
@@ -161,7 +162,11 @@ class _Builder:
         try:
             kind = get(setting.kind)
             kind.settings(own)  # what the kind asks of its parameters, before any job
-        except (KeyError, UserError) as error:
+        except KeyError as error:
+            close = difflib.get_close_matches(setting.kind, kinds(), 1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise UserError(f"config.yaml: pipelines.{setting.pipeline}.kind: {error.args[0]}{meant}") from None
+        except UserError as error:
             raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {error.args[0]}") from None
         needs = kind.needs
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]

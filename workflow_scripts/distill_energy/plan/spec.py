@@ -7,6 +7,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..config.names import check_part
+from ..errors import UserError
+
 VERSION_LENGTH = 12
 
 
@@ -102,7 +105,14 @@ def make_spec(
     consumes: tuple[Input, ...] = (),
     **rest: Any,
 ) -> StageSpec:
-    """Build a spec; its version hashes the parameters, the recipe and the versions of what it reads."""
+    """Build a spec; its version hashes the parameters, the recipe and the versions of what it reads.
+
+    Raises UserError where the name cannot be a folder's.
+    """
+    try:
+        check_part(name)
+    except ValueError as error:
+        raise UserError(f"{stage}: {error}; shorten the names of data set, pipeline or model") from None
     identity = {
         "stage": stage,
         "recipe": recipe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,12 @@ class Setting:
 
         So the combination that repeats the pipeline's own settings keeps its name, and its artifacts, under a sweep.
         """
-        return self.pipeline + "".join(f"-{key}{value}" for key, value in self.moved.items())
+        return self.pipeline + "".join(f"-{key}{_part(value)}" for key, value in self.moved.items())
+
+
+def _part(value: Any) -> str:
+    """A swept value as part of a name."""
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", str(value))
 
 
 def settings(name: str, pipeline: Pipeline, config: Config) -> Iterator[Setting]:

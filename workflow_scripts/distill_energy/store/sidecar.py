@@ -10,10 +10,11 @@ import datetime as dt
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..config.names import check_part
 from ..errors import UserError
 
 SCHEMA_VERSION = 1
@@ -32,6 +33,17 @@ STAGES = (
     "command",  # any other work, measured by `python -m distill_energy.energy run`
 )
 TEACHER_STAGES = ("teacher_logits", "teacher_generation")
+
+
+#: A component of a path: the record's folder, or a file beside its journal, is named by it.
+Part = Annotated[str, AfterValidator(check_part)]
+
+
+def _relative(path: str) -> str:
+    """A path below the artifact's folder."""
+    for part in path.split("/"):
+        check_part(part)
+    return path
 
 
 class _Strict(BaseModel):
@@ -103,7 +115,7 @@ class Phase(_Strict):
 class Attempt(_Strict):
     """One try of a stage on one host."""
 
-    id: str
+    id: Part
     host: str
     boot_id: str | None = None
     pid: int | None = None
@@ -140,15 +152,15 @@ class Consumed(_Strict):
     """An artifact that the stage read."""
 
     role: str
-    stage: str
-    name: str
-    version: str
+    stage: Part
+    name: Part
+    version: Part
 
 
 class Produced(_Strict):
     """A file of the artifact, relative to its folder."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_relative)]
     bytes: int
     sha256: str
     rows: int | None = None
@@ -197,9 +209,9 @@ class Sidecar(_Strict):
     """The whole record of one stage's artifact."""
 
     schema_version: int = SCHEMA_VERSION
-    stage: str
-    name: str
-    version: str
+    stage: Part
+    name: Part
+    version: Part
     recipe: int
     params: dict[str, Any]
     labels: dict[str, Any] = Field(default_factory=dict)  # teacher, student, pipeline, dataset, hyperparameters, …
@@ -239,6 +251,8 @@ def parse(text: str, origin: str) -> Sidecar:
         record = Sidecar.model_validate_json(text)
     except ValidationError as error:
         raise UserError(f"{origin}: {_foreign(text) or first_error(error)}") from None
+    except RecursionError:
+        raise UserError(f"{origin}: nested too deeply to be a sidecar") from None
     if record.schema_version != SCHEMA_VERSION:
         raise UserError(f"{origin}: {_foreign(text)}")
     return record
@@ -250,6 +264,8 @@ def _foreign(text: str) -> str | None:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         return f"not a whole JSON document ({error.msg} at character {error.pos})"
+    except (ValueError, RecursionError) as error:
+        return f"not a JSON document that can be read ({error})"
     if not isinstance(data, dict):
         return f"a sidecar is a JSON object, found {type(data).__name__}"
     found = data.get("schema_version")
@@ -263,6 +279,8 @@ def read(path: str | Path) -> Sidecar:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
     return parse(text, str(path))
 
 
