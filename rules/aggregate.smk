@@ -25,6 +25,7 @@ rule aggregate:
     output:
         ledger="results/ledger.parquet",
         summary="results/summary.parquet",
+        places="results/where_it_went.parquet",
         csv=report(
             "results/summary.csv",
             caption="../report/summary.rst",

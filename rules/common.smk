@@ -8,6 +8,8 @@ SCRIPTS = Path(workflow.basedir) / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from distill_energy.config import parse_config  # noqa: E402
+from distill_energy.config.load import read_yaml  # noqa: E402
+from distill_energy.energy.co2 import co2e  # noqa: E402
 from distill_energy.errors import UserError  # noqa: E402
 from distill_energy.plan import build_plan  # noqa: E402
 from distill_energy.store.remote import Remote, is_remote, local_root  # noqa: E402
@@ -29,9 +31,14 @@ wildcard_constraints:
 
 
 try:
+    for path in workflow.configfiles:
+        read_yaml(path)  # what YAML takes silently, such as a key given twice
     settings = parse_config(
         config, ", ".join(map(str, workflow.configfiles)) or "config"
     )
+    grid = settings.energy.grid
+    if grid.country or grid.region:  # a wrong one is said before anything is measured
+        co2e(None, country=grid.country, region=grid.region)
     plan = build_plan(settings)
     # What a shared store on object storage has already is not planned again. Jobs find it in the mirror.
     if is_remote(settings.teacher_store) and workflow.is_main_process:

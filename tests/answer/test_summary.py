@@ -28,17 +28,20 @@ def test_one_off_is_the_sum_of_every_stage_once(demo):
     trained = joules(rows, stage="student_training", pipeline="kd", student="12-layer")
     shared = 150 + 60 + 240 + 30 + 1300 + 700  # prerun, data, teacher model, student model, logits, evaluation
     assert row["e_oneoff_kwh"] * 3.6e6 == pytest.approx(shared + math.fsum(trained) / 2)
-    assert row["e_marginal_kwh"] * 3.6e6 == pytest.approx(shared - 1300 + math.fsum(trained) / 2)
-    assert row["e_amortised_kwh"] * 3.6e6 == pytest.approx(shared - 1300 + 1300 / 6 + math.fsum(trained) / 2)
+    assert row["e_marginal_kwh"] * 3.6e6 == pytest.approx(700 + math.fsum(trained) / 2)
+    # 18 runs share prerun, data and the teacher's model; 6 the student's model, and 6 the logits
+    parts = (150 + 60 + 240) / 18 + 30 / 6 + 1300 / 6
+    assert row["e_amortised_kwh"] * 3.6e6 == pytest.approx(parts + 700 + math.fsum(trained) / 2)
     assert row["e_preprocess_kwh"] * 3.6e6 == pytest.approx(330)
     assert row["seeds"] == 2
     assert row["seed_list"] == [0, 1]
 
 
-def test_the_baseline_has_no_teacher_and_one_energy_in_every_view(demo):
+def test_the_baseline_has_no_teacher_and_shares_what_it_needs(demo):
     row = demo[1]["SFT 12-layer"]
     assert row["is_baseline"]
-    assert row["e_oneoff_kwh"] == row["e_amortised_kwh"] == row["e_marginal_kwh"]
+    assert (row["e_oneoff_kwh"] - row["e_marginal_kwh"]) * 3.6e6 == pytest.approx(150 + 60 + 240 + 30)
+    assert (row["e_amortised_kwh"] - row["e_marginal_kwh"]) * 3.6e6 == pytest.approx(450 / 18 + 30 / 6)
     assert row["n_reuse"] is None
     assert row["n_star"] is None
 
@@ -50,7 +53,9 @@ def test_n_star_is_teacher_over_the_saving_of_the_means(demo):
     row = summary["KD 18-layer"]
     assert row["n_star"] == pytest.approx(1300 / (base - kd))
     assert row["n_reuse"] == 6
-    assert row["excess_so_far"] == pytest.approx((1300 / 6 + kd) / base - 1)
+    spent, instead = (math.fsum(joules(rows, stage="student_training", pipeline=p)) for p in ("kd", "sft"))
+    assert row["excess_so_far"] == pytest.approx((1300 + spent) / instead - 1)
+    assert row["balance_kwh"] * 3.6e6 == pytest.approx(instead - spent - 1300)
     assert row["n_star_low"] < row["n_star"] < row["n_star_high"]
 
 

@@ -28,7 +28,7 @@ def installed(monkeypatch):
     [
         (None, "cpu", True, "chunks"),
         (None, "cuda:0", False, "chunks"),
-        (None, "cuda:0", True, "liger"),
+        (None, "cuda:0", True, "chunks"),
         (True, "cuda:0", True, "liger"),
         (False, "cuda:0", True, "chunks"),
         (False, "cpu", False, "chunks"),

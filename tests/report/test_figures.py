@@ -94,7 +94,7 @@ def test_each_data_set_gets_its_own_front(summary, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(style, "save", lambda figure, pdf, png: kept.append(figure))
     pareto.draw(rows, "x", "y")
-    assert len(kept[0].axes) == 6
+    assert len(kept[0].axes) == 8
     assert {a.get_title(loc="left") for a in kept[0].axes} >= {"instructions", "other"}
 
 

@@ -17,11 +17,15 @@ from ..ledger.rows import Problem, schema
 from ..store.atomic import replacing, write_parquet
 from ..store.remote import is_remote, synced
 from .options import Options
-from .summary import summarise
+from .summary import Study, study, summary_of
 
 #: Metadata keys of the Parquet files.
 PROBLEMS_KEY = b"distill_energy.problems"
 OPTIONS_KEY = b"distill_energy.options"
+#: ``where_it_went.parquet``.
+PLACES_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("stage", "name", "version", "place", "run")] + [("joules", pa.float64())]
+)
 
 
 def load_current(current: str | Path | Sequence[Sequence[str]] | None) -> list[tuple[str, str, str]] | None:
@@ -42,15 +46,15 @@ def load_current(current: str | Path | Sequence[Sequence[str]] | None) -> list[t
 def summary_table(summary: Sequence[Mapping[str, Any]], options: Options | None = None):
     """The summary rows as an Arrow table whose columns have the same types whatever is null."""
     texts = {"q_by_benchmark", "t_star_reference", "source", "label", "group", "baseline_group", "teacher", "dataset"}
-    texts |= {"pipeline", "hyperparameters", "student", "interval_reason", "equal_quality_metric"}
-    counts = {"seeds", "n_reuse", "sweep_runs", "student_params", "t_star_batch_size"}
+    texts |= {"pipeline", "hyperparameters", "student", "interval_reason", "equal_quality_metric", "execution"}
+    counts = {"seeds", "n_reuse", "n_kept", "n_kept_runs", "sweep_runs", "student_params", "t_star_batch_size"}
 
     def kind(name: str) -> pa.DataType:
         if name in texts or name.endswith(("_status", "_reason")):
             return pa.string()
         if name in counts:
             return pa.int64()
-        if name == "is_baseline" or name.startswith("on_front_"):
+        if name in ("is_baseline", "is_kept") or name.startswith("on_front_"):
             return pa.bool_()
         if name == "seed_list":
             return pa.list_(pa.int64())
@@ -66,11 +70,29 @@ def summary_table(summary: Sequence[Mapping[str, Any]], options: Options | None 
     return table
 
 
-def write_ledger(path: str | Path, rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem]) -> None:
-    """Write the ledger; the problems travel in the file's metadata so that the page can show them."""
+def write_ledger(
+    path: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[Problem],
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the ledger. In the file's metadata travel the problems, for the page, and the ``options`` that the answer
+    was computed with, so that another reader of the same folder gives the same answer."""
     table = pa.Table.from_pylist(list(rows), schema=schema())
-    text = json.dumps(problem_rows(problems))
-    write_parquet(path, table.replace_schema_metadata({PROBLEMS_KEY: text.encode()}))
+    metadata = {PROBLEMS_KEY: json.dumps(problem_rows(problems)).encode()}
+    if options is not None:
+        metadata[OPTIONS_KEY] = json.dumps(options).encode()
+    write_parquet(path, table.replace_schema_metadata(metadata))
+
+
+def read_options(path: str | Path) -> dict[str, Any]:
+    """``config`` (its accounting and evaluation), ``current``, ``labels`` and ``roots`` of the last aggregate; empty
+    where there is none."""
+    try:
+        text = (pq.read_schema(path).metadata or {}).get(OPTIONS_KEY, b"{}")
+        return json.loads(text)
+    except (OSError, pa.ArrowException, ValueError):
+        return {}
 
 
 def read_ledger(path: str | Path) -> tuple[list[dict[str, Any]], list[Problem]]:
@@ -102,9 +124,21 @@ def answer(
     plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Problem]]:
     """(ledger rows, summary rows, problems) of the sidecars under ``roots``, nothing written."""
+    found, problems = judge(roots, current=current, config=config, plan_labels=plan_labels)
+    return list(found.rows), summary_of(found), problems
+
+
+def judge(
+    roots: Sequence[str | Path],
+    *,
+    current: str | Path | Sequence[Sequence[str]] | None = None,
+    config: Mapping[str, Any] | None = None,
+    plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Study, list[Problem]]:
+    """The study of the sidecars under ``roots`` and the problems found."""
     rows, problems = collect_rows([Path(r) for r in roots], plan_labels)
     problems += mark_current(rows, load_current(current))
-    return rows, summarise(rows, Options.from_config(config)), problems
+    return study(rows, Options.from_config(config)), problems
 
 
 def main(
@@ -116,14 +150,21 @@ def main(
     plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
     log=print,
 ) -> None:
-    """Write ``out["ledger"]``, ``out["summary"]`` and ``out["csv"]`` from the sidecars under ``results_root`` and
-    ``roots`` (such as a teacher store; of a URL its mirror, brought up to date). ``config`` is the validated
-    configuration as a plain mapping."""
+    """Write ``out["ledger"]``, ``out["summary"]``, ``out["csv"]`` and, if asked for, ``out["places"]``.
+
+    From the sidecars under ``results_root`` and ``roots`` (such as a teacher store; of a URL its mirror, brought up to
+    date). ``config`` is the validated configuration as a plain mapping.
+    """
     roots = [synced(root, results_root) if is_remote(str(root)) else root for root in roots]
-    rows, summary, problems = answer([results_root, *roots], current=current, config=config, plan_labels=plan_labels)
+    found, problems = judge([results_root, *roots], current=current, config=config, plan_labels=plan_labels)
+    rows, summary = list(found.rows), summary_of(found)
     for problem in problems:
         log(f"{problem.kind}: {problem.message}")
-    write_ledger(out["ledger"], rows, problems)
+    used = {key: (config or {}).get(key) for key in ("accounting", "evaluation")}
+    options = {"config": used, "current": load_current(current), "labels": plan_labels, "roots": list(map(str, roots))}
+    write_ledger(out["ledger"], rows, problems, options)
+    if "places" in out:
+        write_parquet(out["places"], pa.Table.from_pylist(found.places, schema=PLACES_SCHEMA))
     write_parquet(out["summary"], summary_table(summary, Options.from_config(config)))
     write_summary_csv(out["csv"], summary)
     log(f"{len(rows)} executions, {len(summary)} summary rows, {len(problems)} problems")

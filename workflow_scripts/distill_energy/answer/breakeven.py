@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .intervals import fieller, t_cdf, t_quantile, welch
+from .intervals import Spread, fieller, standard_error, t_cdf, t_quantile, welch
+from .intervals import difference as mean_difference
 
-Status = Literal["finite", "never", "undecided", "immediate", "unknown"]
+Status = Literal["finite", "never", "undecided", "immediate", "until", "unknown"]
 JOULES_PER_KWH = 3_600_000.0
 
 
@@ -58,8 +59,11 @@ def n_star(
     reuse: int | None = None,
     confidence: float = 0.95,
     teacher_sd_j: float = 0.0,
+    spread: Spread | None = None,
 ) -> BreakEven:
     """N* with its interval from the training energies of the seeds of both arms (joules).
+
+    ``spread``: the relative spread between seeds pooled over the execution class, where it could be pooled.
 
     ``teacher_sd_j`` is the standard deviation of the teacher's energy by measurement (it is made once). The interval is
     Fieller's, with Welch's standard error and degrees of freedom for the saving. ``probability`` is that of
@@ -71,7 +75,7 @@ def n_star(
         return BreakEven("unknown", reason="there is no baseline run of this student and data set")
     if not _known(baseline_j) or not _known(distill_j):
         return BreakEven("unknown", reason="the training energy of a run is unknown")
-    difference = welch(baseline_j, distill_j)
+    difference = mean_difference(baseline_j, distill_j, spread)
     saving = difference.value
     point = teacher_j / saving if saving > 0 else None
     span = difference.interval(confidence)
@@ -116,48 +120,70 @@ def t_star(
     reference_j_per_token: Sequence[float | None],
     student_j_per_token: Sequence[float | None],
     *,
+    reference_spent_j: Sequence[float | None] = (),
     confidence: float = 0.95,
 ) -> BreakEven:
     """T*: tokens to serve until the student's extra energy is repaid by cheaper inference.
 
-    ``extra_j``: by seed, the energy spent on the student beyond the reference's (may be negative). J/token by seed,
-    both
-    measured. *immediate*: the student costs no more and serves for less.
+    ``extra_j``: by seed, the energy spent on the student beyond the mean of ``reference_spent_j``, the reference's own
+    by seed (none: it cost nothing, as a teacher that is there). It may be negative. J/token by seed, both measured.
+
+    *immediate*: the student costs no more and serves for less. *until*: it starts ahead and serves for more, so that it
+    is ahead until T* tokens. Every variance enters, the reference's spending too; one number of degrees of freedom, the
+    smallest, serves the saving's interval and T*'s alike.
     """
-    if not _known(extra_j):
+    if not _known(extra_j) or not all(v is not None and math.isfinite(v) for v in reference_spent_j):
         return BreakEven("unknown", reason="the energy spent on the student or on its reference is unknown")
     if not _known(reference_j_per_token) or not _known(student_j_per_token):
         return BreakEven("unknown", reason="J/token was not measured for both the student and its reference")
     difference = welch(reference_j_per_token, student_j_per_token)
-    saving = difference.value
-    n = len(extra_j)
-    extra = math.fsum(extra_j) / n
-    span = difference.interval(confidence)
-    common = {"saving": saving}
-    if span is not None:
-        common |= {"saving_low": span[0], "saving_high": span[1]}
-    if span is not None and span[0] <= 0 < span[1]:
-        return BreakEven(
-            "undecided",
-            extra / saving if saving > 0 and extra > 0 else None,
-            max(extra, 0.0) / span[1],
-            None,
-            reason="the interval of j_ref − j_student spans zero",
-            **common,
-        )
-    if saving <= 0:
-        return BreakEven(
-            "never", reason="serving the student takes no less energy a token than the reference", **common
-        )
-    if extra <= 0:
-        return BreakEven("immediate", 0.0, reason="the student cost no more than its reference", **common)
-    if span is None or n < 2:
-        return BreakEven("finite", extra / saving, reason="one seed gives no interval", **common)
-    var_extra = math.fsum((e - extra) ** 2 for e in extra_j) / (n - 1) / n
-    ratio = fieller(extra, saving, var_extra, difference.se**2, 0.0, t_quantile(confidence, min(difference.df, n - 1)))
-    if ratio.kind != "bounded":
-        return BreakEven("undecided", extra / saving, reason="the interval of j_ref − j_student spans zero", **common)
-    return BreakEven("finite", extra / saving, max(ratio.low, 0.0), ratio.high, **common)
+    saving, extra = difference.value, math.fsum(extra_j) / len(extra_j)
+    samples = [x for x in (extra_j, reference_spent_j) if len(x) > 1]
+    enough = difference.se is not None and len(extra_j) > 1 and len(reference_spent_j) != 1
+    if not enough:
+        return _t_point(extra, saving, "one seed gives no interval")
+    df = min(difference.df, *(len(x) - 1 for x in samples))
+    var_extra = math.fsum(standard_error(x) ** 2 for x in samples)
+    quantile = t_quantile(confidence, df)
+    low, high = saving - quantile * difference.se, saving + quantile * difference.se
+    common = {"saving": saving, "saving_low": low, "saving_high": high}
+    if low <= 0 < high or low < 0 <= high:
+        guess = _t_point(extra, saving, "")
+        floor = max(extra, 0.0) / high if high > 0 else None
+        value = guess.value if guess.status == "finite" else None
+        reason = "the interval of j_ref − j_student spans zero"
+        return BreakEven("undecided", value, floor, None, reason=reason, **common)
+    reach = quantile * math.sqrt(var_extra)
+    if saving > 0 and extra + reach <= 0:
+        return BreakEven("immediate", 0.0, 0.0, 0.0, reason="the student cost no more than its reference", **common)
+    if saving < 0 and extra - reach >= 0:
+        reason = "serving the student takes no less energy a token than the reference"
+        return BreakEven("never", reason=reason, **common)
+    if extra - reach <= 0 <= extra + reach:  # whether it starts ahead is open
+        ratio = fieller(extra, saving, var_extra, difference.se**2, 0.0, quantile)
+        point = _t_point(extra, saving, "")
+        if saving > 0:
+            return BreakEven(
+                "finite" if extra > 0 else "immediate", max(extra / saving, 0.0), 0.0, ratio.high, **common
+            )
+        reason = "whether the student cost less than its reference is open, and it serves for more"
+        return BreakEven("undecided", point.value, 0.0, ratio.high, reason=reason, **common)
+    ratio = fieller(extra, saving, var_extra, difference.se**2, 0.0, quantile)
+    status: Status = "finite" if saving > 0 else "until"
+    return BreakEven(status, extra / saving, max(ratio.low, 0.0), ratio.high, **common)
+
+
+def _t_point(extra: float, saving: float, reason: str) -> BreakEven:
+    """T* without an interval, for ``reason``."""
+    if saving > 0:
+        if extra <= 0:
+            return BreakEven("immediate", 0.0, saving=saving, reason="the student cost no more than its reference")
+        return BreakEven("finite", extra / saving, saving=saving, reason=reason)
+    if extra < 0 and saving < 0:
+        return BreakEven("until", extra / saving, saving=saving, reason=reason)
+    return BreakEven(
+        "never", saving=saving, reason="serving the student takes no less energy a token than the reference"
+    )
 
 
 def whole_reuses(value: float | None) -> int | None:

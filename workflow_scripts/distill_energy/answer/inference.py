@@ -12,13 +12,20 @@ Cell = tuple[str, int]  # phase, batch size
 
 
 def read_inference(folder: str | Path) -> dict[Cell, float]:
-    """J/token by (phase, batch size) of an evaluation artifact; unknown ones are left out."""
-    rows = rows_of(f"{folder}/inference.parquet", ("phase", "batch_size", "j_per_token")) or []
-    return {
-        (row["phase"], int(row["batch_size"])): float(row["j_per_token"])
-        for row in rows
-        if row.get("j_per_token") is not None and math.isfinite(row["j_per_token"]) and row["j_per_token"] > 0
-    }
+    """J/token by (phase, batch size) of an evaluation artifact, and J/answer under the phase ``answer``; unknown ones
+    are left out."""
+    rows = rows_of(f"{folder}/inference.parquet", ("phase", "batch_size", "j_per_token", "j_per_answer")) or []
+    found = {}
+    for row in rows:
+        for phase, value in ((row["phase"], row.get("j_per_token")), ("answer", row.get("j_per_answer"))):
+            if value is not None and math.isfinite(value) and value > 0:
+                found[phase, int(row["batch_size"])] = float(value)
+    return found
+
+
+def answers_cell(cell: Cell) -> Cell:
+    """The cell of J/answer at the same concurrency."""
+    return "answer", cell[1]
 
 
 #: What a served token costs comes before what an eager loop's does.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -26,8 +26,8 @@ class Estimate:
     reason: str | None = None
 
 
-def mean_interval(values: Sequence[float | None], confidence: float = 0.95) -> Estimate:
-    """Mean over seeds with Student's t interval.
+def mean_interval(values: Sequence[float | None], confidence: float = 0.95, spread: "Spread | None" = None) -> Estimate:
+    """Mean over seeds with Student's t interval, by the class's pooled ``spread`` where one is given.
 
     The percentile bootstrap is not used for energies: of two seeds it can never reach beyond the two values and covers
     the truth half of the time at a nominal 95 %. One unknown value makes the mean unknown.
@@ -38,6 +38,9 @@ def mean_interval(values: Sequence[float | None], confidence: float = 0.95) -> E
     if any(v is None or not math.isfinite(v) for v in values):
         return Estimate(None, None, None, n, "none", "the energy of a run is unknown")
     mean = math.fsum(values) / n
+    if spread is not None:
+        half = t_quantile(confidence, spread.df) * math.sqrt(spread.variance(mean, n))
+        return Estimate(mean, mean - half, mean + half, n, "student_t_pooled")
     if n == 1:
         return Estimate(mean, None, None, 1, "none", "one seed gives no interval")
     half = t_quantile(confidence, n - 1) * standard_error(values)
@@ -95,6 +98,59 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
         return Difference(value, 0.0, float(sum(n for _, n in parts)))
     df = variance**2 / math.fsum(v**2 / n for v, n in parts)
     return Difference(value, math.sqrt(variance), df)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A relative standard deviation pooled over groups of runs, with its degrees of freedom."""
+
+    relative: float
+    df: float
+
+    def variance(self, mean: float, n: int) -> float:
+        """Of the mean of ``n`` runs whose energy is ``mean``."""
+        return (self.relative * mean) ** 2 / n
+
+
+def pooled(groups: Sequence[Sequence[float]], level: float = 0.05) -> Spread | None:
+    """The relative spread between seeds, pooled over groups of one execution class.
+
+    None where fewer than two groups have two runs, where a group does not vary at all, or where Bartlett's test (1937)
+    rejects at ``level`` that the groups share one relative variance.
+    """
+    from scipy.special import chdtrc
+
+    found = []
+    for values in groups:
+        mean = math.fsum(values) / len(values) if values else 0.0
+        if len(values) >= 2 and mean > 0:
+            found.append((math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / mean**2, len(values) - 1))
+    if len(found) < 2 or any(v == 0 for v, _ in found):
+        return None
+    df = sum(n for _, n in found)
+    variance = math.fsum(v * n for v, n in found) / df
+    statistic = df * math.log(variance) - math.fsum(n * math.log(v) for v, n in found)
+    correction = 1 + (math.fsum(1 / n for _, n in found) - 1 / df) / (3 * (len(found) - 1))
+    if float(chdtrc(len(found) - 1, statistic / correction)) < level:
+        return None
+    return Spread(math.sqrt(variance), float(df))
+
+
+def difference(first: Sequence[float], second: Sequence[float], spread: Spread | None = None) -> "Difference":
+    """mean(first) − mean(second): with the class's pooled spread where there is one, else Welch's."""
+    if spread is None:
+        return welch(first, second)
+    one, other = math.fsum(first) / len(first), math.fsum(second) / len(second)
+    variance = spread.variance(one, len(first)) + spread.variance(other, len(second))
+    return Difference(one - other, math.sqrt(variance), spread.df)
+
+
+def widened(estimate: Estimate, bound: float | None, confidence: float = 0.95) -> Estimate:
+    """An interval of seeds, with a meter error of at most ``bound`` (half-width, uniform) that all seeds share."""
+    if estimate.low is None or estimate.value is None or not bound:
+        return estimate
+    half = math.hypot(estimate.high - estimate.value, t_quantile(confidence, math.inf) * bound / math.sqrt(3))
+    return replace(estimate, low=estimate.value - half, high=estimate.value + half)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ class Options:
     """``benchmarks``: those of Q, or None for every benchmark of the teacher."""
 
     baseline: str = "sft"
-    inference_reference: str = "baseline"  # baseline | teacher | a student's name
+    inference_reference: str = "teacher"  # teacher | baseline | a student's name
     confidence: float = 0.95
     bootstrap: int = 2000
     drop_unusable: bool = False
     benchmarks: tuple[str, ...] | None = None
+    estimate_error: float = 0.4  # arXiv 2509.22092: CodeCarbon's estimates were off by up to 40 %
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None) -> "Options":
@@ -38,4 +39,5 @@ class Options:
             bootstrap=section.get("bootstrap", cls.bootstrap),
             drop_unusable=section.get("drop_unusable_benchmarks", cls.drop_unusable),
             benchmarks=named,
+            estimate_error=section.get("estimate_error", cls.estimate_error),
         )

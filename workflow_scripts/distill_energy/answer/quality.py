@@ -76,12 +76,12 @@ def _items(score: Score) -> Items | None:
     return Items(ids, np.array(list(score.items.values()))[order])
 
 
-SCORE_COLUMNS = ("benchmark", "score", "stderr", "chance", "n", "status", "reason")
+SCORE_COLUMNS = ("benchmark", "kind", "in_quality", "score", "stderr", "chance", "n", "status", "reason")
 ITEM_COLUMNS = ("benchmark", "item_id", "score")
 
 
 def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
-    """Scores of an evaluation artifact by benchmark. A missing or unreadable file gives an empty mapping."""
+    """Scores of an evaluation artifact's benchmarks of Q. A missing or unreadable file gives an empty mapping."""
     rows = rows_of(f"{folder}/scores.parquet", SCORE_COLUMNS)
     if rows is None:
         return {}
@@ -98,6 +98,7 @@ def read_scores(folder: str | Path, items: bool = True) -> dict[str, Score]:
             by_item.get(row["benchmark"]),
         )
         for row in rows
+        if row.get("in_quality") is not False and row.get("kind") != "inference"
     }
 
 

@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ledger.graph import TEACHER, Key, Provenance
+from ..ledger.graph import Key, Provenance
+from ..ledger.places import consumers
 from ..ledger.rows import key_of
 
 Row = Mapping[str, Any]
 
+#: Parts of a run's energy that other runs may share, and those that are its own.
+SHARED_PARTS = ("prerun", "preprocess", "teacher")
+OWN_PARTS = ("student", "evaluation")
+PARTS = (*SHARED_PARTS, *OWN_PARTS)
+
 
 @dataclass
 class Run:
-    """One run's energy in joules; None is unknown, for the reasons in ``unknown``."""
+    """One run's energy in joules; None is unknown, for the reasons in ``unknown``.
+
+    ``whole``: part → joules, everything whole. ``shares``: part → joules, each execution divided by the kept runs that
+    consumed it (own parts are whole there too).
+    """
 
     row: Row
-    prerun: float | None
-    preprocess: float | None
-    teacher: float | None
-    teacher_share: float | None  # Σ E_artifact / N_artifact
-    student: float | None
-    evaluation: float | None
-    reuse: int | None  # the smallest N of its teacher artifacts; None without a teacher artifact
+    whole: dict[str, float | None]
+    shares: dict[str, float | None]
+    reuse: int | None  # N, the smallest of its teacher artifacts; None without a teacher artifact
     evaluations: list[Row] = field(default_factory=list)
-    parts: dict[str, list[Row]] = field(default_factory=dict)  # part of E_total → the executions counted in it
+    parts: dict[str, list[Row]] = field(default_factory=dict)  # part → the executions counted in it
     unknown: list[str] = field(default_factory=list)
 
+    @property
+    def key(self) -> Key:
+        return key_of(self.row)
+
+    @property
+    def teacher(self) -> float | None:
+        return self.whole["teacher"]
+
+    @property
+    def student(self) -> float | None:
+        return self.whole["student"]
+
     def total(self, view: str) -> float | None:
-        """Joules by view: ``oneoff`` (teacher whole), ``amortised`` (teacher over its real N), ``marginal`` (free)."""
-        teacher = {"oneoff": self.teacher, "amortised": self.teacher_share, "marginal": 0.0}[view]
-        parts = (self.prerun, self.preprocess, teacher, self.student, self.evaluation)
-        return None if any(p is None for p in parts) else math.fsum(parts)
+        """Joules by view: ``oneoff`` (everything whole), ``amortised`` (shared things over the kept runs that consumed
+        them), ``marginal`` (shared things free)."""
+        if view == "marginal":
+            return _sum([self.whole[part] for part in OWN_PARTS])
+        return _sum(list((self.whole if view == "oneoff" else self.shares).values()))
 
     @property
     def members(self) -> list[Row]:
@@ -42,15 +61,19 @@ class Run:
         return [row for rows in self.parts.values() for row in rows]
 
     def part(self, name: str, column: str) -> float | None:
-        """Σ of a ledger column over the executions of a part of E_total; None if one is unknown or the part is."""
+        """Σ of a ledger column over the executions of a part; None if one is unknown or the part is."""
         values = [row[column] for row in self.parts[name]]
-        return None if getattr(self, name) is None or any(v is None for v in values) else math.fsum(values)
+        return None if self.whole[name] is None or any(v is None for v in values) else math.fsum(values)
 
-    @property
-    def training(self) -> float | None:
-        """Preprocess, teacher (whole) and student: what T* counts as training."""
-        parts = (self.preprocess, self.teacher, self.student)
-        return None if any(p is None for p in parts) else math.fsum(parts)
+    def training(self, view: str = "oneoff") -> float | None:
+        """Preprocess, teacher and student, what T* counts as training, with the shared ones as the view counts them."""
+        shared = {"oneoff": self.whole, "amortised": self.shares}.get(view)
+        parts = [0.0, 0.0] if shared is None else [shared["preprocess"], shared["teacher"]]
+        return _sum([*parts, self.whole["student"]])
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    return None if any(v is None for v in values) else math.fsum(values)
 
 
 def energy_sum(keys: Sequence[Key], rows: Mapping[Key, Row], unknown: list[str]) -> float | None:
@@ -66,19 +89,18 @@ def energy_sum(keys: Sequence[Key], rows: Mapping[Key, Row], unknown: list[str])
             values.append(row["total_j"])
             continue
         values.append(None)
-    return None if any(v is None for v in values) else math.fsum(values)
+    return _sum(values)
 
 
 def build_runs(rows: Sequence[Row], provenance: Provenance) -> list[Run]:
-    """The current runs with their energies.
+    """The current runs with their energies, shares not yet set (see ``share_out``).
 
-    ``prerun`` is that of the run's provenance or, since it decides no content, every current prerun execution.
-    Each shared artifact counts whole; in the amortised view the teacher's artifacts count E/N. The evaluations of a run
-    are those that consumed its model; one lacking a suite that another run has makes its E_eval unknown.
+    ``prerun`` is that of the run's provenance or, since it decides no content, the current ones. The evaluations of a
+    run are those that consumed its model; one lacking a suite that another run has makes its E_eval unknown. The
+    teacher's own evaluation, which only gives Q its scale, is in no view of a run, but in its campaign.
     """
     accepted = {key_of(r): r for r in rows if r["status"] in ("ok", "consumes_missing")}
     current = [r for r in accepted.values() if r["current"]]
-    preruns = [key_of(r) for r in current if r["stage"] == "prerun"]
     by_model: dict[Key, list[Row]] = defaultdict(list)
     for row in current:
         if row["stage"] == "evaluation":
@@ -86,51 +108,61 @@ def build_runs(rows: Sequence[Row], provenance: Provenance) -> list[Run]:
                 if item.startswith("student_training/"):
                     by_model[tuple(item.split("/"))].append(row)
     suites = {r["suite"] for rs in by_model.values() for r in rs}
+    needs: dict[Key, list[Key]] = defaultdict(list)
+    for artifact, runs in consumers(rows, provenance).items():
+        for run in runs:
+            needs[run].append(artifact)
     return [
-        _run(row, accepted, provenance, preruns, by_model.get(key_of(row), []), suites)
+        _run(row, accepted, provenance, needs[key_of(row)], by_model.get(key_of(row), []), suites)
         for row in current
         if row["stage"] == "student_training"
     ]
 
 
-def _run(row, accepted, provenance: Provenance, preruns, evaluations, suites) -> Run:
+def _run(row, accepted, provenance: Provenance, needs: list[Key], evaluations, suites) -> Run:
     key = key_of(row)
-    closure = provenance.closure(key)
     unknown: list[str] = []
-    own_preruns = sorted(k for k in closure if k[0] == "prerun") or preruns
-    stages = {stage: sorted(k for k in closure if k[0] == stage) for stage in ("preprocess", *TEACHER)}
-    other = [k for k in closure if k[0] not in ("prerun", "preprocess", *TEACHER)]
-    teachers = [*stages["teacher_logits"], *stages["teacher_generation"]]
-    prerun = energy_sum(own_preruns, accepted, unknown) if own_preruns else 0.0
-    preprocess = energy_sum(stages["preprocess"], accepted, unknown)
-    teacher = energy_sum(teachers, accepted, unknown)
-    shares = [(accepted[k]["total_j"] if k in accepted else None, provenance.reuse(k)) for k in teachers]
-    share = None if teacher is None else math.fsum(j / n for j, n in shares)
-    student = energy_sum([key, *other], accepted, unknown)
+    by_stage: dict[str, list[Key]] = defaultdict(list)
+    for item in sorted(needs):
+        by_stage[item[0]].append(item)
+    teachers = [*by_stage["teacher_logits"], *by_stage["teacher_generation"]]
+    found = {
+        "prerun": by_stage["prerun"],
+        "preprocess": by_stage["preprocess"],
+        "teacher": teachers,
+        "student": [key, *by_stage["student_training"]],
+        "evaluation": [key_of(r) for r in evaluations],
+    }
+    whole = {part: energy_sum(keys, accepted, unknown) for part, keys in found.items()}
     lacking = sorted(suites - {r["suite"] for r in evaluations})
-    evaluation = energy_sum([key_of(r) for r in evaluations], accepted, unknown)
     if lacking or not suites:
         what = ", ".join(str(s) for s in lacking) or "every suite"
         unknown.append(f"{'/'.join(key)}: not evaluated on {what}")
-        evaluation = None
-    reuse = min((n for _, n in shares), default=None)
-    found = {
-        "prerun": own_preruns,
-        "preprocess": stages["preprocess"],
-        "teacher": teachers,
-        "student": [key, *other],
-        "evaluation": [key_of(r) for r in evaluations],
-    }
+        whole["evaluation"] = None
     return Run(
         row=row,
-        prerun=prerun,
-        preprocess=preprocess,
-        teacher=teacher,
-        teacher_share=share,
-        student=student,
-        evaluation=evaluation,
-        reuse=reuse,
+        whole=whole,
+        shares=dict(whole),
+        reuse=min((provenance.reuse(k) for k in teachers), default=None),
         evaluations=evaluations,
         parts={part: [accepted[k] for k in keys if k in accepted] for part, keys in found.items()},
         unknown=unknown,
     )
+
+
+def share_out(runs: Sequence[Run], kept: Set[Key]) -> None:
+    """Set each run's ``shares``: an execution divided by the kept runs that need it, and the run itself.
+
+    Runs that were not kept don't make a kept one cheaper: nothing is credited that is not charged in the comparison.
+    """
+    count: dict[Key, int] = defaultdict(int)
+    for run in runs:
+        if run.key in kept:
+            for part in SHARED_PARTS:
+                for row in run.parts[part]:
+                    count[key_of(row)] += 1
+    for run in runs:
+        extra = 0 if run.key in kept else 1
+        for part in SHARED_PARTS:
+            if run.whole[part] is not None:
+                run.shares[part] = math.fsum(r["total_j"] / (count[key_of(r)] + extra) for r in run.parts[part])

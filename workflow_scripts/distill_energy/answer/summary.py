@@ -1,4 +1,8 @@
-"""The summary: a row per (teacher, dataset, pipeline, hyperparameters, student) over its seeds."""
+"""The summary: a row per (teacher, dataset, pipeline, hyperparameters, student) over its seeds.
+
+Sidecars' rows become runs (``runs``), runs become groups (``groups``), and each column of a group's row comes from one
+of the small functions below.
+"""
 
 from __future__ import annotations
 
@@ -7,85 +11,79 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..ledger.graph import TEACHER
 from ..ledger.ledger import provenance
+from ..ledger.places import allocate, consumers
 from ..ledger.rows import key_of
 from . import inference, pareto, quality, trajectory
 from .breakeven import JOULES_PER_KWH, BreakEven, n_star, t_star
-from .intervals import Estimate, mean_interval
+from .campaign import artifact_of, balance, campaign
+from .groups import (
+    Group,
+    Teacher,
+    baseline_of,
+    build_groups,
+    build_teachers,
+    family,
+    incomparable,
+    mark_kept,
+    mark_spread,
+    matching,
+)
+from .intervals import Estimate, mean_interval, widened
 from .labels import group_labels, pipeline_name
 from .options import Options
-from .runs import Row, Run, build_runs
+from .runs import PARTS, Row, Run, build_runs, share_out
 
 VIEWS = ("oneoff", "amortised", "marginal")
-STAGE_PARTS = ("prerun", "preprocess", "teacher", "student", "evaluation")
+#: Views in which rows are compared on a front; a campaign is one of kept settings alone.
+FRONTS = (*VIEWS, "campaign")
 
 
 @dataclass
-class Group:
-    """The runs of one summary row and what their artifacts say."""
+class Study:
+    """All that a row may look at."""
 
-    name: str
-    runs: list[Run]
-    scores: list[dict[str, quality.Score]] = field(default_factory=list)
-    inference: list[dict] = field(default_factory=list)
-    trajectories: list[trajectory.Trajectory | None] = field(default_factory=list)
-    quality: quality.Quality | None = None
-
-    @property
-    def first(self) -> Row:
-        return self.runs[0].row
+    rows: Sequence[Row]
+    options: Options
+    groups: dict[str, Group]
+    teachers: dict[str | None, Teacher]
+    families: dict[tuple, list[Row]]
+    places: list[dict[str, Any]]
+    spent: dict[tuple, float | None]  # family → its campaign
 
 
 def kwh(joules: float | None) -> float | None:
     return None if joules is None else joules / JOULES_PER_KWH
 
 
-def _load(run_rows: Sequence[Row]) -> tuple[dict[str, quality.Score], dict]:
-    scores: dict[str, quality.Score] = {}
-    cells: dict = {}
-    for row in run_rows:
-        scores |= quality.read_scores(row["path"])
-        cells |= inference.read_inference(row["path"])
-    return scores, cells
-
-
-def _groups(runs: Sequence[Run]) -> dict[str, Group]:
-    by_group: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        row = run.row
-        name = row["group"] or "|".join(
-            str(row[k]) for k in ("teacher", "dataset", "pipeline", "hyperparameters", "student")
+def study(rows: Sequence[Row], options: Options | None = None) -> Study:
+    """Runs, groups, kept settings and places of a ledger's rows."""
+    options = options or Options()
+    source = provenance(rows)
+    runs = build_runs(rows, source)
+    groups = build_groups(runs)
+    teachers = build_teachers(rows)
+    for group in groups.values():
+        group.quality = quality.quality_of(
+            group.scores,
+            teachers.get(group.first["teacher"], Teacher()).scores,
+            expected=options.benchmarks,
+            drop_unusable=options.drop_unusable,
+            confidence=options.confidence,
+            draws=options.bootstrap,
+            salt=group.name,
         )
-        by_group[name].append(run)
-    groups = {}
-    for name, members in by_group.items():
-        members.sort(key=lambda r: (r.row["seed"] is None, r.row["seed"] or 0, r.row["version"]))
-        group = Group(name, members)
-        for run in members:
-            scores, cells = _load(run.evaluations)
-            group.scores.append(scores)
-            group.inference.append(cells)
-            group.trajectories.append(trajectory.read_trajectory(run.row["path"]))
-        groups[name] = group
-    return groups
-
-
-def _teachers(rows: Sequence[Row]) -> dict[str | None, tuple[dict[str, quality.Score], list[dict], float | None]]:
-    """teacher → (scores, [J/token cells], joules of its own evaluation); from current rows of role teacher."""
-    by_teacher: dict[str | None, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] == "evaluation" and row["current"] and row["role"] == "teacher" and row["status"] == "ok":
-            by_teacher[row["teacher"]].append(row)
-    result = {}
-    for name, members in by_teacher.items():
-        scores, cells = _load(members)
-        known = [m["total_j"] for m in members]
-        result[name] = (scores, [cells] if cells else [], None if None in known else math.fsum(known))
-    return result
+    mark_kept(groups, options)
+    mark_spread(groups)
+    kept = {run.key for group in groups.values() if group.kept for run in group.runs}
+    share_out(runs, kept)
+    places = allocate(rows, kept, source)
+    spent = campaign(rows, places, consumers(rows, source))
+    return Study(rows, options, groups, teachers, _families(rows), places, spent)
 
 
 def summarise(rows: Sequence[Row], options: Options | None = None) -> list[dict[str, Any]]:
@@ -93,23 +91,12 @@ def summarise(rows: Sequence[Row], options: Options | None = None) -> list[dict[
     by teacher, data set, student and pipeline, the baseline first. Energies in kWh, unknown ones None with
     ``e_reason``.
     """
-    options = options or Options()
-    source = provenance(rows)
-    groups = _groups(build_runs(rows, source))
-    teachers = _teachers(rows)
-    for group in groups.values():
-        scores = teachers.get(group.first["teacher"], ({}, [], None))[0]
-        group.quality = quality.quality_of(
-            group.scores,
-            scores,
-            expected=options.benchmarks,
-            drop_unusable=options.drop_unusable,
-            confidence=options.confidence,
-            draws=options.bootstrap,
-            salt=group.name,
-        )
-    families = _families(rows)
-    summary = [_row(group, groups, teachers, families, options) for group in groups.values()]
+    return summary_of(study(rows, options))
+
+
+def summary_of(found: Study) -> list[dict[str, Any]]:
+    """Summary rows of a study."""
+    summary = [_row(group, found) for group in found.groups.values()]
     finish(summary)
     return summary
 
@@ -120,7 +107,7 @@ def finish(summary: list[dict[str, Any]]) -> None:
     labels = group_labels(summary)
     for row in summary:
         row["label"] = labels[row["group"]]
-        for view in VIEWS:
+        for view in FRONTS:
             row[f"dominated_by_{view}"] = [labels[g] for g in row[f"dominated_by_{view}"]]
     summary.sort(key=lambda r: (str(r["teacher"]), str(r["dataset"]), _size(r), not r["is_baseline"], r["label"]))
 
@@ -134,60 +121,109 @@ def _natural(text: str) -> tuple:
 
 
 def _mark_pareto(summary: list[dict[str, Any]]) -> None:
-    """Fronts by view, among the rows that share a teacher and a data set (Q is relative to the teacher)."""
-    families: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+    """Fronts by view, among the rows that share a teacher, a data set (Q is relative to the teacher) and an execution
+    class (law 3)."""
+    rivals: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for row in summary:
-        families[row["teacher"], row["dataset"]].append(row)
-    for members in families.values():
-        for view in VIEWS:
+        rivals[row["teacher"], row["dataset"], row["execution"]].append(row)
+    for members in rivals.values():
+        for view in FRONTS:
             verdicts = pareto.front([(r["group"], r[f"e_{view}_kwh"], r["q"]) for r in members])
             for row in members:
                 row[f"on_front_{view}"] = verdicts[row["group"]].on_front
                 row[f"dominated_by_{view}"] = list(verdicts[row["group"]].dominated_by)
 
 
-def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:
-    row[f"{name}_kwh"] = kwh(estimate.value)
-    row[f"{name}_low_kwh"] = kwh(estimate.low)
-    row[f"{name}_high_kwh"] = kwh(estimate.high)
+def _row(group: Group, found: Study) -> dict[str, Any]:
+    base = baseline_of(group, found.groups, found.options)
+    return {
+        **_identity(group, base, found.options),
+        **_energies(group, found.options),
+        **_measurement(group),
+        **_quality(group),
+        **_reuse(group, found),
+        **_campaign(group, base, found),
+        **_break_even(group, base, found),
+        **_balance(group, base, found),
+        **_serving(group, base, found),
+        **_sweep(found.families[group.family]),
+    }
 
 
-def _row(group: Group, groups, teachers, families, options: Options) -> dict[str, Any]:
-    first, runs, q = group.first, group.runs, group.quality
-    base = _baseline(group, groups, options)
-    row: dict[str, Any] = {
+def _identity(group: Group, base: Group | None, options: Options) -> dict[str, Any]:
+    first = group.first
+    return {
         "group": group.name,
         **{k: first[k] for k in ("teacher", "dataset", "pipeline", "hyperparameters", "student", "student_params")},
+        "execution": group.execution,
         "is_baseline": base is group,
         "baseline_group": base.name if base else None,
-        "seeds": len(runs),
-        "seed_list": [r.row["seed"] for r in runs],
+        "is_kept": group.kept,
+        "seeds": len(group.runs),
+        "seed_list": [r.row["seed"] for r in group.runs],
         "confidence": options.confidence,
     }
-    for part in STAGE_PARTS:
-        _put(row, f"e_{part}", mean_interval([getattr(r, part) for r in runs], options.confidence))
+
+
+def error_bound(rows: Sequence[Row], estimate_error: float) -> float:
+    """Half-width in joules by which the meter may be off on all of ``rows`` together: their error bounds, and at least
+    ``estimate_error`` of what a model estimated. Errors of one sensor or model are common, so they add up."""
+    bounds = []
+    for row in rows:
+        total = row["total_j"] or 0.0
+        floor = estimate_error * total if row["source"] == "estimated" else 0.0
+        bounds.append(max(row["error_j"] or 0.0, floor))
+    return math.fsum(bounds)
+
+
+def _energies(group: Group, options: Options) -> dict[str, Any]:
+    """Energies by part and by view: mean over seeds. ``_low``/``_high`` hold seeds and meter, ``_spread_low``/``_high``
+    the seeds alone, which is what a comparison within one execution class needs: common errors cancel there."""
+    runs, out = group.runs, {}
+    for part in PARTS:
+        estimate = mean_interval([r.whole[part] for r in runs], options.confidence)
+        bound = _mean([error_bound(r.parts[part], options.estimate_error) for r in runs])
+        out |= _interval(f"e_{part}", widened(estimate, bound, options.confidence))
         for what in ("idle", "wasted"):
-            row[f"e_{part}_{what}_kwh"] = kwh(mean_interval([r.part(part, f"{what}_j") for r in runs]).value)
+            out[f"e_{part}_{what}_kwh"] = kwh(mean_interval([r.part(part, f"{what}_j") for r in runs]).value)
+    bound = _mean([error_bound(r.members, options.estimate_error) for r in runs])
+    whole = mean_interval([r.total("oneoff") for r in runs]).value
     for view in VIEWS:
-        _put(row, f"e_{view}", mean_interval([r.total(view) for r in runs], options.confidence))
-    row["e_reason"] = "; ".join(sorted({u for r in runs for u in r.unknown})) or None
-    row["interval_reason"] = "one seed gives no interval" if len(runs) == 1 else None
-    row |= _measurement(group)
-    row |= {
-        "q": q.value,
-        "q_low": q.low,
-        "q_high": q.high,
-        "q_reason": q.reason,
-        "q_items_low": q.items_low,
-        "q_items_high": q.items_high,
-        "q_dropped": list(q.dropped),
-        "q_by_benchmark": json.dumps(q.by_benchmark, sort_keys=True),
-        "n_reuse": min((r.reuse for r in runs if r.reuse is not None), default=None),
+        estimate = _view(group, view, options)
+        part = bound * estimate.value / whole if whole and estimate.value is not None else None
+        out |= _interval(f"e_{view}", widened(estimate, part, options.confidence))
+        out[f"e_{view}_spread_low_kwh"], out[f"e_{view}_spread_high_kwh"] = kwh(estimate.low), kwh(estimate.high)
+    out["e_reason"] = "; ".join(sorted({u for r in runs for u in r.unknown})) or None
+    single = len(runs) == 1 and group.spread is None
+    out["interval_reason"] = "one seed gives no interval" if single else None
+    out["meter_error"] = bound / whole if whole else None  # share of the one-off energy, half-width
+    return out
+
+
+def _view(group: Group, view: str, options: Options) -> Estimate:
+    """Mean over seeds of a view's total. Where the class's spread is pooled it is of the training alone, whose share of
+    the total varies with the seed; the rest is shared or repeats."""
+    totals_j = [r.total(view) for r in group.runs]
+    plain = mean_interval(totals_j, options.confidence)
+    if group.spread is None or plain.value is None:
+        return plain
+    training = mean_interval(group.students_j(), options.confidence, group.spread)
+    if training.value is None:
+        return plain
+    half = training.high - training.value
+    return Estimate(plain.value, plain.value - half, plain.value + half, plain.n, training.method)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _interval(name: str, estimate: Estimate) -> dict[str, Any]:
+    return {
+        f"{name}_kwh": kwh(estimate.value),
+        f"{name}_low_kwh": kwh(estimate.low),
+        f"{name}_high_kwh": kwh(estimate.high),
     }
-    row |= _break_even(group, base, options)
-    row |= _tokens_to_serve(group, base, groups, teachers, options)
-    row |= _sweep(families[_family(group.first)])
-    return row
 
 
 def _measurement(group: Group) -> dict[str, Any]:
@@ -220,61 +256,73 @@ def _total(run: Run, column: str) -> float | None:
     return None if any(v is None for v in values) or run.unknown else math.fsum(values)
 
 
-def _baseline(group: Group, groups: Mapping[str, Group], options: Options) -> Group | None:
-    first = group.first
-    if first["baseline_group"] in groups:
-        return groups[first["baseline_group"]]
-    if first["pipeline"] == options.baseline:
-        return group
-    found = [
-        g
-        for g in groups.values()
-        if all(g.first[k] == first[k] for k in ("student", "dataset", "teacher"))
-        and g.first["pipeline"] == options.baseline
-    ]
-    return _matching(found, first)
+def _quality(group: Group) -> dict[str, Any]:
+    q = group.quality
+    return {
+        "q": q.value,
+        "q_low": q.low,
+        "q_high": q.high,
+        "q_reason": q.reason,
+        "q_items_low": q.items_low,
+        "q_items_high": q.items_high,
+        "q_dropped": list(q.dropped),
+        "q_by_benchmark": json.dumps(q.by_benchmark, sort_keys=True),
+    }
 
 
-def _matching(found: list[Group], first: Row) -> Group | None:
-    """Of several settings of the baseline: the one that agrees on the shared hyperparameters, then the best Q."""
-    if len(found) > 1:
-        ours = json.loads(first["hyperparameters"] or "{}")
-        agreeing = []
-        for group in found:
-            theirs = json.loads(group.first["hyperparameters"] or "{}")
-            if all(theirs[k] == ours[k] for k in theirs.keys() & ours.keys()):
-                agreeing.append(group)
-        found = agreeing or found
-        found.sort(key=lambda g: (-(g.quality.value or 0.0) if g.quality else 0.0, g.name))
-    return found[0] if found else None
+def _reuse(group: Group, found: Study) -> dict[str, Any]:
+    """N, the runs that consumed the artifact, and kept, the distinct student × data set among the kept ones."""
+    artifact = artifact_of(group)
+    kept = [g for g in found.groups.values() if g.kept and set(artifact_of(g)) & set(artifact)]
+    return {
+        "n_reuse": min((r.reuse for r in group.runs if r.reuse is not None), default=None),
+        "n_kept": len({(g.first["student"], g.first["dataset"]) for g in kept}) if artifact else None,
+        "n_kept_runs": sum(len(g.runs) for g in kept) if artifact else None,
+    }
 
 
-def _teacher_sd(runs: Sequence[Run]) -> float:
-    """Standard deviation of E_teacher by measurement: the error bound taken as a uniform half-width."""
-    bounds = [m["error_j"] for m in runs[0].members if m["stage"] in TEACHER]
+def _campaign(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
+    """All that was spent to arrive at this kept student: in total, by kept run, and beside the baseline's."""
+    total = found.spent.get(group.family) if group.kept else None
+    theirs = found.spent.get(base.family) if base is not None and group.kept else None
+    each = None if total is None else total / len(group.runs)
+    other = None if theirs is None or base is None else theirs / len(base.runs)
+    comparable = base is not None and base is not group and incomparable(group, base) is None
+    return {
+        "e_campaign_kwh": kwh(each),
+        "campaign_total_kwh": kwh(total),
+        "campaign_excess": each / other - 1 if comparable and each is not None and other else None,
+    }
+
+
+def _teacher_sd(runs: Sequence[Run], options: Options) -> float:
+    """Standard deviation of E_teacher by measurement that is not common to the class: an error bound of a measured
+    artifact taken as a uniform half-width. What a model estimated is off by one factor everywhere, which cancels."""
+    bounds = [m["error_j"] for m in runs[0].members if m["stage"] in TEACHER and m["source"] == "measured"]
     return math.fsum(b for b in bounds if b is not None) / math.sqrt(3)
 
 
-def _break_even(group: Group, base: Group | None, options: Options) -> dict[str, Any]:
-    runs = group.runs
+def _break_even(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
+    """N* = E_teacher / (E_student_baseline − E_student_distill) (Lambert and Luccioni 2026), within one class."""
+    runs, options = group.runs, found.options
     if base is group or runs[0].reuse is None:
         empty = BreakEven("unknown", reason="the baseline" if base is group else "no teacher artifact is consumed")
         result, equal, target, delta = empty, empty, None, (None, None, None)
+    elif base is not None and (why := incomparable(group, base)):
+        result = equal = BreakEven("unknown", reason=why)
+        target, delta = None, quality.difference(group.quality, base.quality, options.confidence)
     else:
         teacher = mean_interval([r.teacher for r in runs]).value
-        shared = {"confidence": options.confidence, "teacher_sd_j": _teacher_sd(runs)}
-        baseline = [r.student for r in base.runs] if base else []
-        reuse = min(r.reuse for r in runs if r.reuse is not None)
-        result = n_star(teacher, baseline, [r.student for r in runs], reuse=reuse, **shared)
-        equal, target = _equal_quality(group, base, teacher, reuse, shared)
+        shared = {"confidence": options.confidence, "teacher_sd_j": _teacher_sd(runs, options)}
+        baseline = base.students_j() if base else []
+        result = n_star(teacher, baseline, group.students_j(), spread=group.spread, **shared)
+        equal, target = _equal_quality(group, base, teacher, shared)
         delta = quality.difference(group.quality, base.quality, options.confidence) if base else (None, None, None)
     return {
         **_columns("n_star", result),
         "saving_kwh": kwh(result.saving),
         "saving_low_kwh": kwh(result.saving_low),
         "saving_high_kwh": kwh(result.saving_high),
-        "p_pays": result.probability,
-        "excess_so_far": _excess(group, base) if base is not group else None,
         "delta_q": delta[0],
         "delta_q_low": delta[1],
         "delta_q_high": delta[2],
@@ -283,15 +331,59 @@ def _break_even(group: Group, base: Group | None, options: Options) -> dict[str,
     }
 
 
-def _excess(group: Group, base: Group | None) -> float | None:
-    """(E_teacher/N + E_student) / E_student_baseline − 1 at the real N: the same terms as N*."""
-    if base is None:
-        return None
-    ours = mean_interval(
-        [None if r.teacher_share is None or r.student is None else r.teacher_share + r.student for r in group.runs]
-    ).value
-    theirs = mean_interval([r.student for r in base.runs]).value
-    return None if ours is None or not theirs else ours / theirs - 1
+def _balance(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
+    """What the group's artifact has brought so far over all of its kept consumers (see ``campaign.balance``)."""
+    names = ("balance", "balance_low", "balance_high", "balance_cost", "balance_saved")
+    empty = dict.fromkeys((*(f"{n}_kwh" for n in names), "p_pays", "excess_so_far", "more_reuses"))
+    artifact = artifact_of(group)
+    if not artifact or base is group:
+        return empty
+    arms, selection, members = [], 0.0, []
+    for other in found.groups.values():
+        if set(artifact_of(other)) & set(artifact) and other.kept:
+            against = baseline_of(other, found.groups, found.options)
+            if against is None or incomparable(other, against):
+                return empty
+            arms.append((against.students_j(), other.students_j()))
+            members.append((other, against))
+    for other, against in members:
+        spent = [_selection(g, found) for g in (other, against)]
+        if None in spent:
+            return empty
+        selection += spent[0] - spent[1]
+    accepted = {key_of(r): r for r in found.rows if r["status"] in ("ok", "consumes_missing")}
+    teacher = [accepted[k]["total_j"] if k in accepted else None for k in artifact]
+    if None in teacher or not arms or any(v is None for pair in arms for side in pair for v in side):
+        return empty
+    result = balance(
+        math.fsum(teacher),
+        selection,
+        arms,
+        teacher_sd_j=_teacher_sd(group.runs, found.options),
+        spread=group.spread,
+        confidence=found.options.confidence,
+    )
+    return {
+        "balance_kwh": kwh(result.value),
+        "balance_low_kwh": kwh(result.low),
+        "balance_high_kwh": kwh(result.high),
+        "balance_cost_kwh": kwh(result.cost),
+        "balance_saved_kwh": kwh(result.saved),
+        "p_pays": result.probability,
+        "excess_so_far": -result.value / result.baseline if result.baseline else None,
+        "more_reuses": result.more,
+    }
+
+
+def _selection(group: Group, found: Study) -> float | None:
+    """Joules of the trainings of a group's family whose setting was not kept, or is listed no more."""
+    kept = {run.key for run in group.runs}
+    spent = [
+        r["total_j"]
+        for r in found.families[group.family]
+        if r["stage"] == "student_training" and r["status"] != "orphan" and key_of(r) not in kept
+    ]
+    return None if None in spent else math.fsum(spent)
 
 
 def _columns(name: str, result: BreakEven) -> dict[str, Any]:
@@ -304,7 +396,7 @@ def _columns(name: str, result: BreakEven) -> dict[str, Any]:
     }
 
 
-def _equal_quality(group: Group, base: Group | None, teacher, reuse, shared) -> tuple[BreakEven, float | None]:
+def _equal_quality(group: Group, base: Group | None, teacher, shared) -> tuple[BreakEven, float | None]:
     """N* from the energies at which both arms reach the lowest loss that all their runs reached."""
     if base is None:
         return BreakEven("unknown", reason="there is no baseline run of this student and data set"), None
@@ -314,62 +406,85 @@ def _equal_quality(group: Group, base: Group | None, teacher, reuse, shared) -> 
         return BreakEven("unknown", reason=why), None
     target = trajectory.common_target(arms)
     reached = [[trajectory.energy_to_reach(t, target) for t in arm] for arm in arms]
-    return n_star(teacher, *reached, reuse=reuse, **shared), target
+    return n_star(teacher, *reached, **shared), target
 
 
-def _tokens_to_serve(group: Group, base: Group | None, groups, teachers, options: Options) -> dict[str, Any]:
-    """T* against the configured reference, from J/token of decoding at the largest common batch size."""
-    reference = options.inference_reference
+def _serving(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
+    """T* against the configured reference, in each view, in tokens and in answers."""
+    options = found.options
+    reference, other = options.inference_reference, None
     if reference == "teacher":
-        name = group.first["teacher"] or next(iter(teachers), None)
-        cells, spent, shown = teachers.get(name, ({}, [], None))[1], 0.0, "the teacher"
+        name = group.first["teacher"] or next(iter(found.teachers), None)
+        cells, shown = found.teachers.get(name, Teacher()).inference, "the teacher"
     else:
-        other = base if reference == "baseline" else _reference_student(group, groups, reference, options)
+        other = base if reference == "baseline" else _reference_student(group, found, reference)
         if other is None or other is group:
-            result = BreakEven("unknown", reason="this is the reference" if other is group else "no reference model")
-            return _t_columns(result, None, None, None, None)
-        spent = mean_interval([r.training for r in other.runs]).value
+            reason = "this is the reference" if other is group else "no reference model"
+            return _t_columns(BreakEven("unknown", reason=reason))
         cells, shown = other.inference, f"{pipeline_name(other.first['pipeline'])} {other.first['student']}"
+        if other.first["student"] == group.first["student"]:
+            reason = "the same architecture as its reference: no difference in serving"
+            return _t_columns(BreakEven("unknown", reason=reason), shown)
     cell = inference.common_cell([group.inference, cells])
     if cell is None:
         reason = "J/token was not measured for both the student and its reference"
-        return _t_columns(BreakEven("unknown", reason=reason), shown, None, None, None)
-    extra = [None if r.training is None or spent is None else r.training - spent for r in group.runs]
+        return _t_columns(BreakEven("unknown", reason=reason), shown)
     theirs, ours = [c[cell] for c in cells], [c[cell] for c in group.inference]
-    result = t_star(extra, theirs, ours, confidence=options.confidence)
-    return _t_columns(result, shown, cell, math.fsum(theirs) / len(theirs), math.fsum(ours) / len(ours))
+    results = {view: _t_star(group, other, theirs, ours, view, options) for view in VIEWS}
+    answers = inference.answers_cell(cell)
+    each = BreakEven("unknown", reason="J/answer was not measured for both")
+    if all(answers in c for c in (*cells, *group.inference)):
+        pair = [c[answers] for c in cells], [c[answers] for c in group.inference]
+        each = _t_star(group, other, *pair, "oneoff", options)
+    return {
+        **_t_columns(results["oneoff"], shown, cell, _mean(theirs), _mean(ours)),
+        "t_star_amortised": results["amortised"].value,
+        "t_star_amortised_status": results["amortised"].status,
+        "t_star_marginal": results["marginal"].value,
+        "t_star_marginal_status": results["marginal"].status,
+        "t_star_answers": each.value,
+        "t_star_answers_status": each.status,
+        "t_star_answers_reason": each.reason,
+    }
 
 
-def _reference_student(group: Group, groups, student: str, options: Options) -> Group | None:
-    found = [
-        g
-        for g in groups.values()
-        if (g.first["student"], g.first["dataset"], g.first["pipeline"])
-        == (student, group.first["dataset"], options.baseline)
+def _t_star(group: Group, other: Group | None, theirs, ours, view: str, options: Options) -> BreakEven:
+    spent = [] if other is None else [r.training(view) for r in other.runs]
+    if any(s is None for s in spent):
+        return BreakEven("unknown", reason="the energy spent on the student or on its reference is unknown")
+    mean = _mean(spent) if spent else 0.0
+    extra = [None if (own := r.training(view)) is None else own - mean for r in group.runs]
+    return t_star(extra, theirs, ours, reference_spent_j=spent, confidence=options.confidence)
+
+
+def _reference_student(group: Group, found: Study, student: str) -> Group | None:
+    wanted = (student, group.first["dataset"], found.options.baseline)
+    candidates = [
+        g for g in found.groups.values() if (g.first["student"], g.first["dataset"], g.first["pipeline"]) == wanted
     ]
-    return _matching(found, group.first)
+    return matching(candidates, group.first)
 
 
-def _t_columns(result: BreakEven, reference, cell, theirs, ours) -> dict[str, Any]:
+def _t_columns(result: BreakEven, reference=None, cell=None, theirs=None, ours=None) -> dict[str, Any]:
+    empty = {"t_star_amortised": None, "t_star_marginal": None, "t_star_answers": None}
     return {
         **_columns("t_star", result),
         "t_star_reference": reference,
         "t_star_batch_size": cell[1] if cell else None,
         "j_per_token_reference": theirs,
         "j_per_token_student": ours,
+        **empty,
+        **{f"{name}_status": result.status for name in empty},
+        "t_star_answers_reason": result.reason,
     }
-
-
-def _family(row: Row) -> tuple:
-    return tuple(row[k] for k in ("teacher", "dataset", "pipeline", "student"))
 
 
 def _families(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
     """Trainings and evaluations by teacher, data set, pipeline and student: all settings, all attempts."""
     families: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
-        if row["stage"] in ("student_training", "evaluation") and row["status"] != "duplicate":
-            families[_family(row)].append(row)
+        if row["stage"] in ("student_training", "evaluation") and row["status"] not in ("duplicate", "elsewhere"):
+            families[family(row)].append(row)
     return families
 
 

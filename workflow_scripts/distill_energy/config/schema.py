@@ -61,9 +61,17 @@ class Accounting(Section):
 
     baseline: str = Field("sft", description="the pipeline that N* compares with")
     inference_reference: str = Field(
-        "baseline", description="whose J/token T* compares with: `baseline` (same size), `teacher`, or a student"
+        "teacher",
+        description="whose J/token T* compares with: `teacher` (what it replaces), `baseline`, a student",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
+    estimate_error: float = Field(
+        0.4,
+        ge=0,
+        le=2,
+        description="relative half-width of a model's estimate (CodeCarbon was off by up to 0.4 in arXiv 2509.22092); "
+        "common to all stages, so it widens energies and cancels in N*",
+    )
     bootstrap: int = Field(2000, ge=100, description="resamples")
     drop_unusable_benchmarks: bool = Field(
         False, description="leave a benchmark out of Q, by name, where the teacher is not above chance (else Q is null)"

@@ -70,12 +70,12 @@ def collect_rows(
                 continue
             same = _same_record(first, row)
             what = "the same record as" if same else "another execution of the artifact of"
-            spent = "" if same else f"; its {_joules(row['total_j'])} are outside every figure"
+            spent = "" if same else f"; its {_joules(row['total_j'])} were spent a second time and count as wasted"
             problems.append(
                 Problem(path, "duplicate", f"{path}: {what} {first['path']}; only the first is used{spent}")
             )
             row["status"] = "duplicate"
-            row["flags"] = [*row["flags"], "duplicate"]
+            row["flags"] = [*row["flags"], "duplicate", *([] if same else ["made_again"])]
             extra.append(row)
     for root in folders:
         for row, problem in orphans(root, set(rows) | rejected, plan_labels or {}, counted):

@@ -68,6 +68,8 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("flags", "list"),
     ("host", "string"),
     ("hardware", "string"),
+    ("execution", "string"),  # execution class: accelerators and major versions of the engines
+    ("method", "string"),  # of a training: precision and loss kernel
     ("git_commit", "string"),
     ("git_dirty", "bool"),
     ("code_digest", "string"),
@@ -161,6 +163,33 @@ def _hardware(sidecar: Sidecar) -> str | None:
     return ", ".join([*names, sidecar.hardware.cpu] if sidecar.hardware.cpu else names) or None
 
 
+#: Packages whose major version is part of an execution class.
+ENGINES = ("torch", "transformers", "vllm")
+
+
+def execution_class(sidecar: Sidecar) -> str | None:
+    """What two energies must share to be compared: accelerators (or CPU) and their number, major versions of the
+    engines. None where the record names no hardware. What trainings must share beside it is ``method``."""
+    hardware = sidecar.hardware
+    if hardware.gpus:
+        names = sorted(gpu.name or gpu.uuid for gpu in hardware.gpus)
+        parts = [f"{names.count(name)}× {name}" for name in dict.fromkeys(names)]
+    elif hardware.cpu:
+        parts = [f"{hardware.cores or '?'}× {hardware.cpu}"]
+    else:
+        return None
+    for name in ENGINES:
+        if version := sidecar.software.packages.get(name):
+            parts.append(f"{name} {str(version).split('.')[0]}")
+    return ", ".join(parts)
+
+
+def _method(sidecar: Sidecar) -> str | None:
+    """Precision and kernel of a training, as it resolved them; None for another stage."""
+    found = [sidecar.results.get(key) for key in ("precision", "ce_kernel")]
+    return ", ".join(str(value) for value in found if value) or None
+
+
 def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
     """The ledger row of a validated sidecar (``status`` ok, ``current`` False)."""
     row: dict[str, Any] = dict.fromkeys(name for name, _ in COLUMNS)
@@ -207,6 +236,8 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         "flags": list(quality.flags),
         "host": sidecar.hardware.host,
         "hardware": _hardware(sidecar),
+        "execution": execution_class(sidecar),
+        "method": _method(sidecar),
         "git_commit": sidecar.software.git_commit,
         "git_dirty": sidecar.software.git_dirty,
         "code_digest": sidecar.software.code_digest,

@@ -6,14 +6,15 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..answer.aggregate import answer, read_ledger
+from ..answer.aggregate import answer, read_options
 from ..config.load import load_config
 from ..errors import UserError
+from ..ledger.rows import OUTSIDE
 from ..published.importer import import_runs
 from ..store.sidecar import STAGES, read
 from .forecast import lines, make, write
 from .paper import write_paper
-from .sentences import detail, energy, sentence
+from .sentences import detail, energy, headline, sentence
 from .style import energy_unit, number
 
 
@@ -89,20 +90,17 @@ def run_forecast(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(path: Path | None) -> dict | None:
-    if path is None:
-        return None
-
-    return load_config(path).model_dump()
-
-
 def run_summary(options: argparse.Namespace) -> int:
     """Print one sentence a group, the energies and Q as a table, and the problems found."""
     for root in options.roots:
         if not root.is_dir():
             raise UserError(f"{root}: is not a folder of results")
-    current = options.current or (None if options.all else _last_current(options.roots[0] / "ledger.parquet"))
-    rows, summary, problems = answer(options.roots, current=current, config=_config(options.config))
+    used = {} if options.all else read_options(options.roots[0] / "ledger.parquet")
+    config = used.get("config") if options.config is None else load_config(options.config).model_dump(mode="json")
+    roots = [*options.roots, *(r for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in options.roots)]
+    rows, summary, problems = answer(
+        roots, current=options.current or used.get("current"), config=config, plan_labels=used.get("labels")
+    )
     if not rows:
         raise UserError(f"{options.roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
     if options.csv:
@@ -121,25 +119,16 @@ def run_summary(options: argparse.Namespace) -> int:
     return 0
 
 
-def _last_current(ledger: Path) -> list[tuple[str, str, str]] | None:
-    """The artifacts of the configuration that the last aggregate knew, if its ledger is there: so that runs of an
-    abandoned configuration don't crowd the answer."""
-    if not ledger.is_file():
-        return None
-
-    rows = read_ledger(ledger)[0]
-    return [(r["stage"], r["name"], r["version"]) for r in rows if r["current"] and r["status"] != "orphan"]
-
-
 def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
     """The answer as lines of text; ``brief``: a sentence a group without its details."""
-    lines = []
+    lines = headline(summary)
+    lines += [""] if lines else []
     for row in summary:
         lines.append(sentence(row, summary))
         if not brief and (text := detail(row, summary)):
             lines.append(f"    {text}")
     factor, unit = energy_unit([row[f"e_{v}_kwh"] for row in summary for v in _VIEWS])
-    header = ("group", "seeds", f"one-off ({unit})", "amortised", "marginal", "Q", "N", "N*", "front")
+    header = ("group", "seeds", f"one-off ({unit})", "amortised", "marginal", "campaign", "Q", "N", "N*", "front")
     table = [header]
     for row in summary:
         star = number(row["n_star"]) if row["n_star"] is not None else row["n_star_status"]
@@ -147,7 +136,7 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
             (
                 row["label"],
                 str(row["seeds"]),
-                *("unknown" if row[f"e_{v}_kwh"] is None else number(row[f"e_{v}_kwh"] * factor) for v in _VIEWS),
+                *("–" if row[f"e_{v}_kwh"] is None else number(row[f"e_{v}_kwh"] * factor) for v in _VIEWS),
                 "unknown" if row["q"] is None else f"{row['q']:.3f}",
                 "–" if row["n_reuse"] is None else str(row["n_reuse"]),
                 "–" if row["is_baseline"] else star,
@@ -156,7 +145,7 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
         )
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     lines += ["", *("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table)]
-    known = [r["total_j"] for r in rows if r["status"] != "duplicate"]
+    known = [r["total_j"] for r in rows if r["status"] not in OUTSIDE or "made_again" in r["flags"]]
     spent = sum(v for v in known if v is not None) / 3.6e6
     unknown = sum(v is None for v in known)
     lines += [
@@ -168,7 +157,7 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
     return lines
 
 
-_VIEWS = ("oneoff", "amortised", "marginal")
+_VIEWS = ("oneoff", "amortised", "marginal", "campaign")
 
 
 def run_replay(options: argparse.Namespace) -> int:

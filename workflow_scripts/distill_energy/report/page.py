@@ -14,11 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..answer.aggregate import read_ledger, read_summary
+from ..answer.summary import FRONTS
 from ..energy.host import code_digest
 from ..ledger.rows import OUTSIDE, Problem
 from ..store.atomic import write_text
 from . import dag
-from .sentences import detail, energy, sentence
+from .sentences import detail, energy, headline, sentence
 from .style import energy_unit, number
 
 FIGURES = {
@@ -103,10 +104,11 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"energy": energy, "number": number, "percent": percent, "quantity": quantity}
-    factor, unit = energy_unit([r[f"e_{v}_kwh"] for r in summary for v in ("oneoff", "amortised", "marginal")])
+    factor, unit = energy_unit([r[f"e_{v}_kwh"] for r in summary for v in FRONTS])
     environment.filters["kwh"] = lambda value: "unknown" if value is None else number(value * factor)
     return environment.get_template("page.html").render(
         title=title,
+        headline=headline(summary),
         students=answers(summary),
         totals=totals(rows),
         summary=summary,
@@ -137,7 +139,7 @@ def verdict(row: Mapping[str, Any]) -> tuple[str, str]:
         return "baseline", "baseline"
     status = row["n_star_status"]
     if status == "finite" and row["n_reuse"] is not None:
-        return ("paid", "has paid back") if row["n_reuse"] >= row["n_star"] else ("open", "not yet")
+        return ("paid", "has paid back") if (row["balance_kwh"] or -1) >= 0 else ("open", "not yet")
     return status, STATUS_WORDS.get(status, status)
 
 

@@ -32,14 +32,68 @@ def _range(row: Mapping[str, Any]) -> str:
     return f" ({level} interval: {low} to {whole_reuses(row['n_star_high'])})"
 
 
-def _so_far(row: Mapping[str, Any], base: str) -> str:
-    excess = row["excess_so_far"]
-    have = f"you have {row['n_reuse']}"
-    if excess is None:
-        return f"{have}."
+def _share(excess: float) -> str:
     percent = abs(excess) * 100
     amount = f"{percent:.0f}{PERCENT}" if percent >= 1 else f"{percent:.1f}{PERCENT}"
-    return f"{have}: it has cost {amount} {'more' if excess > 0 else 'less'} than {base} so far."
+    return f"{amount} {'more' if excess > 0 else 'less'}"
+
+
+def _so_far(row: Mapping[str, Any], base: str) -> str:
+    """N, and the balance of the artifact over all that consumed it."""
+    have = f"you have {row['n_reuse']}"
+    excess = row["excess_so_far"]
+    if excess is None:
+        return f"{have}."
+    return f"{have}: over all of them it has cost {_share(excess)} than {base} so far."
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The realised answer, a sentence for each distilling pipeline: what it spent on its kept students, what the
+    baseline spent for the same ones, and the balance of its artifact."""
+    lines = []
+    kept = [r for r in rows if r["is_kept"]]
+    baselines = {r["group"]: r for r in kept if r["is_baseline"]}
+    for key in dict.fromkeys((r["teacher"], r["dataset"], r["pipeline"]) for r in kept if not r["is_baseline"]):
+        members = [r for r in kept if (r["teacher"], r["dataset"], r["pipeline"]) == key]
+        pairs = [(r, baselines[r["baseline_group"]]) for r in members if r["baseline_group"] in baselines]
+        if not pairs or any(r["campaign_total_kwh"] is None for pair in pairs for r in pair):
+            continue
+        ours = sum(r["campaign_total_kwh"] for r, _ in pairs)
+        theirs = sum(b["campaign_total_kwh"] for _, b in pairs)
+        name, base = pipeline_name(key[2]), pipeline_name(pairs[0][1]["pipeline"])
+        students = _plural(len(pairs), "student")
+        text = f"{name}: {energy(ours)} spent in all on {students}; {base} spent {energy(theirs)} on the same"
+        if any(r["campaign_excess"] is None for r, _ in pairs):
+            text += " (not compared: executions of different classes or unlike numbers of runs)"
+        else:
+            text += f", so {name} has cost {_share(ours / theirs - 1)}"
+        lines.append(text + "." + _balance(members[0], base))
+    return lines
+
+
+def _balance(row: Mapping[str, Any], base: str) -> str:
+    """What its artifact has brought, and how many more reuses it takes."""
+    value = row["balance_kwh"]
+    if value is None:
+        return ""
+    text = (
+        f" Its teacher artifact and its selection cost {energy(row['balance_cost_kwh'])} and have saved"
+        f" {energy(abs(row['balance_saved_kwh']))}{' less than nothing' if row['balance_saved_kwh'] < 0 else ''} in"
+        f" training against {base}"
+    )
+    if value >= 0:
+        text += ": it has paid"
+    elif row["more_reuses"] is None:
+        text += ": at this rate it never pays"
+    else:
+        text += f": {_plural(whole_reuses(row['more_reuses']), 'more reuse')} at the mean saving would pay it"
+    if row["p_pays"] is not None:
+        text += f" (probability that it has paid: {_probability(row['p_pays'])})"
+    return text + "."
+
+
+def _one_seed(row: Mapping[str, Any]) -> str:
+    return " (from one seed, without an interval)" if row["saving_high_kwh"] is None else ""
 
 
 def _probability(value: float) -> str:
@@ -52,8 +106,6 @@ def detail(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | N
     does."""
     base = next((r for r in rows if r["group"] == row["baseline_group"]), None)
     parts = []
-    if row["p_pays"] is not None and not row["is_baseline"]:
-        parts.append(f"Probability that it has paid so far: {_probability(row['p_pays'])}.")
     if row["delta_q"] is not None and base is not None:
         change = f"{row['delta_q']:+.3f}"
         if row["delta_q_low"] is not None:
@@ -91,7 +143,8 @@ def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{name}: whether it pays back is unknown, because {row['n_star_reason']}."
     if status == "never":
         text = (
-            f"{name} never pays back against {base_name}: its training alone costs no less"
+            f"{name} never pays back{_one_seed(row)}"
+            f" against {base_name}: its training alone costs no less"
             f" ({energy(row['e_student_kwh'])} against {energy(base['e_student_kwh'])}); {_so_far(row, base_name)}"
         )
     elif status == "undecided":
@@ -120,6 +173,9 @@ def serving(row: Mapping[str, Any]) -> str | None:
             limits = f" ({number(row['t_star_low'], 2)} to {number(row['t_star_high'], 2)})"
         tokens = f"{number(row['t_star'])} tokens{limits}"
         return f"Served instead of {reference} it repays its training after {tokens}."
+    if status == "until":
+        tokens = f"{number(row['t_star'])} tokens"
+        return f"It cost less than {reference} and serves for more: it is ahead until {tokens} are served."
     if status == "immediate":
         return f"It repays from the first token served: it cost no more than {reference} and serves for less."
     if status == "undecided":

@@ -22,20 +22,21 @@ CHUNKS, LIGER = "chunks", "liger"
 
 
 def choose_kernel(asked: bool | None, device: str) -> str:
-    """Which of the two computes the cross-entropy on ``device``: Liger's if it is asked for, or if it is there.
+    """Which of the two computes the cross-entropy on ``device``: this package's, or Liger's if it is asked for.
 
-    Raises UserError if it is asked for (``True``) and cannot be.
+    Distillation runs on this package's kernel, so by default everything does: a difference between pipelines is then
+    none of kernels. Raises UserError if Liger's is asked for (``True``) and cannot be.
     """
-    if asked is False:
+    if not asked:
         return CHUNKS
     why_not = None
     if torch.device(device).type != "cuda":
         why_not = f"it needs a CUDA GPU, this training runs on {device}"
     elif importlib.util.find_spec("liger_kernel") is None:
         why_not = "the package liger-kernel is not installed"
-    if why_not and asked:
+    if why_not:
         raise UserError(f"training.liger is true, but {why_not}")
-    return CHUNKS if why_not else LIGER
+    return LIGER
 
 
 def kernel_version(kernel: str) -> str:

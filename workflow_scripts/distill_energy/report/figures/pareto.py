@@ -19,11 +19,17 @@ MOST_BARS = 60  # beyond this many, only points of the front are drawn large and
 
 VIEWS = {
     "oneoff": "One-off: the teacher counted whole",
-    "amortised": "Amortised: teacher ÷ real N",
-    "marginal": "Marginal: the teacher free",
+    "amortised": "Amortised: shared ÷ runs",
+    "marginal": "Marginal: shared free",
+    "campaign": "Campaign: all ÷ runs",
 }
 
-SHORT = {"oneoff": "One-off energy", "amortised": "Amortised energy", "marginal": "Marginal energy"}
+SHORT = {
+    "oneoff": "One-off energy",
+    "amortised": "Amortised energy",
+    "marginal": "Marginal energy",
+    "campaign": "Campaign energy",
+}
 
 
 def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path) -> None:
@@ -73,17 +79,18 @@ def _layout(plt, families):
     panels = {}
     if len(families) == 1:
         figure = plt.figure(figsize=(style.WIDTH, 6.4))
-        grid = figure.add_gridspec(2, 2, height_ratios=[1.3, 1], hspace=0.36, wspace=0.12)
-        cells = {"oneoff": grid[0, :], "amortised": grid[1, 0], "marginal": grid[1, 1]}
+        grid = figure.add_gridspec(2, 3, height_ratios=[1.3, 1], hspace=0.36, wspace=0.1)
+        cells = {"oneoff": grid[0, :], "amortised": grid[1, 0], "marginal": grid[1, 1], "campaign": grid[1, 2]}
         for view, cell in cells.items():
             panels[families[0], view] = figure.add_subplot(cell, sharey=panels.get((families[0], "oneoff")))
-        panels[families[0], "marginal"].tick_params(labelleft=False)
+        for view in ("marginal", "campaign"):
+            panels[families[0], view].tick_params(labelleft=False)
         return figure, panels, 0.965
     height = 2.55 * len(families) + 0.6
     figure = plt.figure(figsize=(style.WIDTH + 1.2, height))
     top = 1 - 0.75 / height
     grid = figure.add_gridspec(
-        len(families), 3, width_ratios=[1.35, 1, 1], hspace=0.42, wspace=0.11, top=top, bottom=0.5 / height
+        len(families), len(VIEWS), width_ratios=[1.35, 1, 1, 1], hspace=0.42, wspace=0.11, top=top, bottom=0.5 / height
     )
     for line, family in enumerate(families):
         for column, view in enumerate(VIEWS):
@@ -100,7 +107,8 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
     for row in points:
         colour, marker = style.pipeline_style(row["pipeline"], every)
         x, y = row[f"e_{view}_kwh"] * factor, row["q"]
-        low, high = row[f"e_{view}_low_kwh"], row[f"e_{view}_high_kwh"]
+        # Seeds alone: what the meter or a model may be off by is common to all points and moves none past another.
+        low, high = row.get(f"e_{view}_spread_low_kwh"), row.get(f"e_{view}_spread_high_kwh")
         xerr = None if low is None else [[x - max(low, 0) * factor], [high * factor - x]]
         yerr = None if row["q_low"] is None else [[max(y - row["q_low"], 0)], [max(row["q_high"] - y, 0)]]
         on_front = row[f"on_front_{view}"]

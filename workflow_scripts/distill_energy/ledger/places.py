@@ -1,0 +1,116 @@
+"""Where each joule went: every execution's energy in exactly one place, so that the places add up to what was spent.
+
+The places (docs/accounting.md): ``own``, a kept run's training and evaluations; ``shared``, what several runs need
+(prerun, preprocessing, teacher artifacts, the teacher's evaluation), in equal parts to the kept runs that consumed it;
+``selection``, runs of a sweep that were not kept and what only they consumed; ``abandoned``, what no configuration
+lists any more; ``wasted``, attempts that did not complete, artifacts made twice, attempts that led to none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from .graph import Key, Provenance
+from .rows import OUTSIDE, key_of
+
+PLACES = ("own", "shared", "selection", "abandoned", "wasted")
+SHARED = "shared"
+
+Row = Mapping[str, Any]
+
+
+def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]]:
+    """Artifact → the training runs that needed it: by provenance, and for the two that decide no content by rule.
+
+    The teacher's evaluation is Q's reference for every current run of that teacher. A current prerun that no
+    provenance names is every current run's.
+    """
+    accepted = [r for r in rows if r["status"] in ("ok", "consumes_missing")]
+    trainings = [r for r in accepted if r["stage"] == "student_training"]
+    found: dict[Key, set[Key]] = defaultdict(set)
+    for run in trainings:
+        for key in provenance.closure(key_of(run)):
+            found[key].add(key_of(run))
+    current = [r for r in trainings if r["current"]]
+    named = {key for key in found if key[0] == "prerun"}
+    for row in accepted:
+        key = key_of(row)
+        if row["stage"] == "evaluation":
+            models = [tuple(c.split("/")) for c in row["consumes"] if c.startswith("student_training/")]
+            if models:
+                found[key].update(models)
+            elif row["role"] == "teacher":
+                found[key].update(key_of(r) for r in current if row["current"] and r["teacher"] == row["teacher"])
+        elif row["stage"] == "prerun" and row["current"] and key not in named:
+            served = {run for prerun in named for run in found[prerun]}
+            found[key].update(key_of(r) for r in current if key_of(r) not in served)
+    return found
+
+
+def allocate(rows: Sequence[Row], kept: Set[Key], provenance: Provenance) -> list[dict[str, Any]]:
+    """Rows of ``where_it_went``: stage, name, version, place, run ("stage/name/version" of the kept run that bears it,
+    or None) and joules. Their joules sum to those of all attempts (None where an execution's energy is unknown)."""
+    needed_by = consumers(rows, provenance)
+    out: list[dict[str, Any]] = []
+
+    def put(row: Row, place: str, joules: float | None, run: Key | None = None) -> None:
+        if joules is None or joules > 0:
+            where = {"stage": row["stage"], "name": row["name"], "version": row["version"]}
+            out.append({**where, "place": place, "run": "/".join(run) if run else None, "joules": joules})
+
+    current = {key_of(r) for r in rows if r["current"]}
+    for row in rows:
+        made_again = row["status"] == "duplicate" and "made_again" in row["flags"]
+        if row["status"] in OUTSIDE and not made_again:
+            continue  # another workflow's, or a copy of a record that is counted
+        total = row["total_j"]
+        if total is None:
+            put(row, "wasted" if row["status"] == "orphan" else _place(row, kept, current, needed_by)[0], None)
+            continue
+        if row["status"] == "orphan" or made_again:
+            put(row, "wasted", total)
+            continue
+        wasted = min(row["wasted_j"] or 0.0, total)
+        put(row, "wasted", wasted, _bearer(row, kept, needed_by))
+        place, bearers = _place(row, kept, current, needed_by)
+        for run in bearers or [None]:
+            put(row, place, (total - wasted) / max(len(bearers), 1), run)
+    return out
+
+
+def _bearer(row: Row, kept: Set[Key], needed_by: Mapping[Key, set[Key]]) -> Key | None:
+    """The kept run whose own an execution is, if it is one's."""
+    if row["stage"] == "student_training":
+        return key_of(row) if key_of(row) in kept else None
+    if row["stage"] == "evaluation" and row["role"] != "teacher":
+        return next(iter(sorted(needed_by.get(key_of(row), set()) & set(kept))), None)
+    return None
+
+
+def _place(row: Row, kept: Set[Key], current: Set[Key], needed_by: Mapping[Key, set[Key]]) -> tuple[str, list[Key]]:
+    """(place, the kept runs that bear it in equal parts)."""
+    key, needs = key_of(row), needed_by.get(key_of(row), set())
+    owned = row["stage"] == "student_training" or (row["stage"] == "evaluation" and row["role"] != "teacher")
+    if owned:
+        runs = {key} if row["stage"] == "student_training" else needs
+        if not row["current"]:
+            return "abandoned", []
+        if runs & kept:
+            return "own", sorted(runs & kept)[:1]
+        return ("selection" if runs & current else "abandoned"), []
+    if bearers := sorted(needs & kept):
+        return SHARED, bearers
+    if needs & current:
+        return "selection", []
+    return (SHARED if row["current"] else "abandoned"), []
+
+
+def totals(places: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Σ joules by place, in the order of ``PLACES``; None where one is unknown."""
+    found: dict[str, list[float | None]] = {place: [] for place in PLACES}
+    for item in places:
+        found[item["place"]].append(item["joules"])
+    return {place: None if None in values else math.fsum(values) for place, values in found.items()}
