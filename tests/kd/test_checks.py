@@ -75,3 +75,40 @@ def test_hashes_tell_models_and_tokenizers_apart():
     before = template_hash(tokenizer)
     tokenizer.chat_template += " "
     assert template_hash(tokenizer) != before
+
+
+def test_rows_beyond_the_tokenizer_may_differ():
+    """One tokenizer, output layers padded to other sizes: the commonest pair of one family."""
+    check_vocabulary("a", 152_064, "a", 151_936, tokens=151_665)
+    check_vocabulary("a", 151_936, "a", 152_064, tokens=151_665)
+    with pytest.raises(UserError, match=r"151,936 output tokens, the teacher's cache 152,064, their tokenizer 152,000"):
+        check_vocabulary("a", 152_064, "a", 151_936, tokens=152_000)
+    with pytest.raises(UserError, match="vocabulary mismatch"):
+        check_vocabulary(None, 152_064, "a", 151_936, tokens=151_665)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_what_the_teacher_gives_rows_that_the_student_lacks_is_left_out_and_the_rest_scaled(temperature):
+    """As if the teacher's soft-max had never held them."""
+    import numpy as np
+    import torch
+
+    from distill_energy.kd.cache import CacheSpec, encode_rows, pack, unpack
+    from distill_energy.kd.losses.teacher import collate_teacher
+
+    spec = CacheSpec(method="topk", vocab_size=70, head=40, value_bits=16, value_step=1 / 1024)
+    logits = torch.randn(6, 70, generator=torch.Generator().manual_seed(0)) * 2
+    rows = unpack(pack(encode_rows(logits, spec, np.zeros(6)), spec), spec)
+    teacher = collate_teacher([rows], vocabulary=64)
+    weights, logp, log_tail = teacher.weights(temperature)
+    cut = torch.log_softmax(logits[:, :64] / temperature, -1)
+    kept = weights > 0
+    assert teacher.ids.max() < 64 and (~kept).any()
+    expected = cut.gather(1, teacher.ids)
+    assert torch.allclose(logp[kept], expected[kept], atol=2e-2)  # what lies in the tail is not known id by id
+    assert torch.allclose(weights[kept], expected.exp()[kept], atol=5e-3)
+    tail = 1 - torch.where(kept, expected.exp(), 0.0).sum(1)
+    beyond_in_tail = torch.softmax(logits / temperature, -1)[:, 64:].sum(1) / torch.softmax(logits / temperature, -1)[
+        :, :64
+    ].sum(1)
+    assert ((log_tail.exp() - tail).abs() <= beyond_in_tail + 5e-3).all()

@@ -61,3 +61,11 @@ def test_bad_option_of_lora_is_named(tmp_path, data):
         run(tmp_path, params("lora", pipeline={"options": {"rank": 0}}), data)
     with pytest.raises(UserError, match="lora"):
         run(tmp_path / "b", params("lora", pipeline={"options": {"targets": ["nothing_like_it"]}}), data)
+
+
+def test_lora_on_a_weight_that_the_output_layer_shares_is_refused(tmp_path, data):
+    """Merged, it would change the other: another student than was trained."""
+    from distill_energy.errors import UserError
+
+    with pytest.raises(UserError, match="embed_tokens, lm_head: the output layer's weight"):
+        run(tmp_path, params("lora", pipeline={"options": {"targets": ["embed_tokens", "q_proj"]}}), data)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..models.logits import logit_rule
+
 BLOCK = 16_384  # vocabulary entries at a time
 ROWS = 1_024  # positions at a time
 
@@ -21,15 +23,10 @@ class Head:
         layer = model.get_output_embeddings()
         self.weight = layer.weight  # (vocabulary, width)
         self.bias = getattr(layer, "bias", None)
-        config = getattr(model.config, "get_text_config", lambda: model.config)()
-        scale = getattr(config, "logit_scale", None)  # Cohere multiplies
-        divisor = getattr(config, "logits_scaling", None)  # Granite divides
-        self.scale = (scale or 1.0) / (divisor or 1.0)
-        self.cap = getattr(config, "final_logit_softcapping", None)  # Gemma: cap · tanh(logit / cap)
+        self.rule = logit_rule(model.config)
 
     def _finish(self, logits):
-        logits = logits * self.scale if self.scale != 1.0 else logits
-        return self.cap * (logits / self.cap).tanh() if self.cap else logits
+        return self.rule.apply(logits)
 
     def summary(self, hidden):
         """(arg max int64, log-sum-exp float32), each of shape (n,), for hidden states of shape (n, width)."""

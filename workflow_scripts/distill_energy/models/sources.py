@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..errors import UserError
@@ -86,27 +87,61 @@ def load_model(
     if spec["source"] == "random":
         from .tiny import tiny_model
 
-        model = tiny_model(spec).to(torch_dtype)
+        model = cast(tiny_model(spec), torch_dtype)
     elif spec["source"] == "pruned":
         from .pruned import prune
 
         # Pruned before it is moved, so that the accelerator never holds the layers that go.
         model = load_model(spec["of"], inputs, dtype=dtype, device="cpu" if not spread else "auto")
-        model = prune(model, spec["layers"], spec.get("keep", "ends")).to(torch_dtype)
+        model = prune(model, spec["layers"], spec.get("keep", "ends"))
     else:
         name, kwargs = folder_of(spec, inputs)
         if spread and target == "cuda":
             kwargs["device_map"] = "auto"
-        try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **kwargs)
-        except OSError as error:
-            raise UserError(f"model {name}: cannot be loaded ({error})") from error
+        model = _whole_checkpoint(name, torch_dtype, kwargs)
     if not (spread and target == "cuda"):
         model = model.to(target)
     if for_training:
         model.config.use_cache = False
         return model.train()
     return model.eval()
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """``model`` with its parameters in ``dtype``. Buffers stay: rotary frequencies in bfloat16 turn far positions."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def _whole_checkpoint(name: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> Any:
+    """A model of which every weight is in its files, and nothing else. Raises UserError naming what is not.
+
+    transformers draws missing weights at random, other ones each time, and warns in a log that nobody reads.
+    """
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model {name}: cannot be loaded ({_why(name, error)})") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        found = sorted(map(str, info.get(kind) or ()))
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            what = kind.replace("_keys", "")
+            raise UserError(f"model {name}: {len(found)} {what} weights ({', '.join(found[:3])}{more})")
+    return model
+
+
+def _why(name: str, error: Exception) -> str:
+    """One line on why a model cannot be loaded; a pointer of git LFS in the place of a file is named."""
+    for path in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
+        with open(path, "rb") as handle:
+            if handle.read(40).startswith(b"version https://git-lfs"):
+                return f"{path.name} is a git LFS pointer, not the file: git lfs pull"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
 def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
@@ -129,8 +164,8 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
         name, kwargs = folder_of(spec, inputs)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer of {name}: cannot be loaded ({error})") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"tokenizer of {name}: cannot be loaded ({_why(name, error)})") from error
     if not tokenizer.chat_template:
         raise UserError(f"tokenizer of {name}: has no chat template")
     freeze(tokenizer)

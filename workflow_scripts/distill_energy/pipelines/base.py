@@ -17,6 +17,7 @@ class Settings:
     temperature: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     ce_kernel: str = "chunks"  # what computes a cross-entropy (``kd.losses.ce.choose_kernel``)
+    softcap: float | None = None  # of the student's logits (``models.logits.LogitRule``)
 
 
 class Pipeline:

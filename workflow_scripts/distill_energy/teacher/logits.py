@@ -115,9 +115,11 @@ def load_examples(path) -> Examples:
         raise UserError(f"{path}: holds no examples")
 
     def lists(name: str) -> list:
-        column = table.column(name).chunk(0)
-        flat, ends = column.flatten().to_numpy(zero_copy_only=False), np.cumsum(column.value_lengths().to_numpy())
-        return np.split(flat, ends[:-1])
+        found = []
+        for column in table.column(name).chunks:  # one alone holds 2³¹ elements at most
+            flat, ends = column.flatten().to_numpy(zero_copy_only=False), np.cumsum(column.value_lengths().to_numpy())
+            found += np.split(flat, ends[:-1])
+        return found
 
     ids, masks = table.column("id").to_pylist(), lists("loss_mask")
     tokens = lists("input_ids")
@@ -138,12 +140,12 @@ class Teacher:
     def __init__(self, model, pad: int) -> None:
         import torch
 
+        from ..models.logits import logit_rule
+
         self.model, self.pad = model, pad
         self.base, self.head = model.base_model, model.get_output_embeddings()
         self.vocabulary, self.dtype = self.head.weight.shape[0], self.head.weight.dtype
-        config = model.config
-        self.softcap = getattr(config, "final_logit_softcapping", None)
-        self.scale = 1 / (getattr(config, "logits_scaling", None) or 1) * (getattr(config, "logit_scale", None) or 1)
+        self.rule = logit_rule(model.config)
         self.norm = next(
             (m for name in ("norm", "final_layer_norm", "ln_f") if (m := getattr(self.base, name, None))), None
         )
@@ -162,26 +164,13 @@ class Teacher:
             out = torch.mm(hidden.float(), w.float().T)
         if self.head.bias is not None:
             out.add_(self.head.bias.float())
-        if self.scale != 1:
-            out.mul_(self.scale)
-        if self.softcap:
-            out.div_(self.softcap).tanh_().mul_(self.softcap)
-        return out
+        return self.rule.apply(out)
 
     def check(self) -> None:
         """Raise UserError if the model's own logits are not those of its base and output layer."""
-        from ..errors import UserError
+        from ..models.logits import check_logits
 
-        torch = self._torch
-        ids = torch.arange(8, device=self.device)[None] % self.vocabulary
-        own = self.model(input_ids=ids, use_cache=False).logits[0].float()
-        ours = self.logits(self.base(input_ids=ids, use_cache=False).last_hidden_state[0]).to(own.device)
-        tolerance = 0.05 * max(1.0, float(own.abs().max()))
-        if own.shape != ours.shape or float((own - ours).abs().max()) > tolerance:
-            raise UserError(
-                f"teacher {type(self.model).__name__}: its logits are not those of its output layer; "
-                "this architecture is not supported by the logit cache"
-            )
+        check_logits(self.model)
 
     def hidden(self, sequences: list, inner: bool = False):
         """Last hidden states [b, L, H] of right-padded sequences and, if asked, those of an inner layer, normed.

@@ -25,6 +25,7 @@ class CachedTeacher:
         temperature: float,
         tokenizer_hash: str | None = None,
         log: Callable[[str], None] = lambda message: None,
+        tokens: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.reader = CacheReader(self.folder)
@@ -34,7 +35,14 @@ class CachedTeacher:
             tokenizer_hash,
             vocabulary,
             student=f"the student of {self.folder.name}",
+            tokens=tokens,
         )
+        self.vocabulary = vocabulary
+        if self.reader.spec.vocab_size > vocabulary:
+            log(
+                f"the teacher's output layer has {self.reader.spec.vocab_size - vocabulary} rows more than the "
+                "student's, all beyond the tokenizer: what it gives them is left out and the rest scaled up"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are logged instead
             for message in check_temperature(self.reader.certificate, None, temperature):
@@ -52,4 +60,4 @@ class CachedTeacher:
         found = len(rows)
         if found != labels:
             raise UserError(f"{self.folder}: {found} cached tokens for {labels} labels of {', '.join(ids[:4])}…")
-        return collate_teacher(rows, device)
+        return collate_teacher(rows, device, self.vocabulary)

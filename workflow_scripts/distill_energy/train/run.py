@@ -14,6 +14,7 @@ import torch
 from ..energy import attempts_of
 from ..errors import UserError
 from ..kd.losses.ce import kernel_version
+from ..models.sources import load_model
 from ..store import atomic, sidecar
 from .job import Job, Peers
 from .loop import Loop
@@ -22,6 +23,9 @@ from .processes import check_processes, device_of, group, member, nodes_of
 from .setup import Setup
 from .state import State
 from .trajectory import write_trajectory
+
+#: Relative difference of logits of one model on two devices.
+SAVED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def train(ctx: Any) -> dict[str, Any]:
@@ -76,7 +80,8 @@ def fit(job: Job, out: Path) -> dict[str, Any]:
     setup = Setup(job)
     loop = Loop(job, setup)
     state = loop.run()
-    save_student(setup, loop.final_weights(), out / "model")
+    with job.meter.phase("save"):
+        save_student(setup, loop.final_weights(), out / "model")
     write_trajectory(state.rows, out / "trajectory.parquet")
     return results(setup, state, loop)
 
@@ -92,12 +97,14 @@ def save_student(setup: Setup, weights: dict[str, torch.Tensor], folder: Path) -
     model = setup.model_with(weights)
     model.config.use_cache = True
     model.config.dtype = setup.save_dtype
+    probe = probe_logits(model)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary)
         setup.tokenizer.save_pretrained(temporary)
+        check_saved(temporary, probe, setup.save_dtype)
         for path in temporary.iterdir():
             atomic.sync_file(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -105,6 +112,29 @@ def save_student(setup: Setup, weights: dict[str, torch.Tensor], folder: Path) -
         atomic.sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@torch.no_grad()
+def probe_logits(model: Any) -> torch.Tensor:
+    """Logits of a model on a few tokens, in float32 on the host."""
+    device = model.get_input_embeddings().weight.device
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(24, device=device) * 37 % rows)[None]
+    training = model.training
+    logits = model.eval()(input_ids=ids, use_cache=False).logits[0].float().cpu()
+    model.train(training)
+    return logits
+
+
+def check_saved(folder: Path, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """Load the student as anyone would and compare its logits. Raises UserError if another model was saved."""
+    name = str(dtype).removeprefix("torch.")
+    found = probe_logits(load_model({"source": "folder", "path": str(folder)}, {}, dtype=name, device="cpu"))
+    off = float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+    if found.shape != expected.shape or not off <= SAVED_TOLERANCE[dtype]:
+        raise UserError(
+            f"the saved student is not the one that was trained: its logits differ by {off:.1%} when it is loaded again"
+        )
 
 
 def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:

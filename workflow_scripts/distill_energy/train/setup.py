@@ -15,7 +15,9 @@ from .. import pipelines
 from ..errors import UserError
 from ..kd.losses.ce import choose_kernel
 from ..models.fingerprint import tokenizer_hash
-from ..models.sources import load_model, load_tokenizer
+from ..models.logits import output_layer
+from ..models.packing import check_packing
+from ..models.sources import cast, load_model, load_tokenizer
 from . import sharded
 from .batching import Batch, cut_by_tokens
 from .cached_teacher import CachedTeacher
@@ -57,14 +59,17 @@ class Setup:
         model = load_model(
             job.params["model"], job.inputs, dtype=self.precision.weights, device=peers.device, for_training=True
         )
-        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        if training["packing"]:
+            check_packing(model)
+        self.vocabulary = int(output_layer(model).weight.shape[0])
         self.tokenizer = load_tokenizer(job.params["model"], job.inputs)
         identity = tokenizer_hash(self.tokenizer)
         self._read_data(identity)
         self.teacher = None
         if self.pipeline.needs == "teacher_logits":
             folder, log = job.inputs["teacher_logits"], job.log if peers.leads else _silent
-            self.teacher = CachedTeacher(folder, self.vocabulary, self.settings.temperature, identity, log)
+            tokens = len(self.tokenizer)
+            self.teacher = CachedTeacher(folder, self.vocabulary, self.settings.temperature, identity, log, tokens)
             self.teacher.check(self.train.ids)
         self.parameters = sum(p.numel() for p in model.parameters())
         adapter = self.pipeline.lora(self.settings, training)
@@ -238,7 +243,7 @@ class Setup:
                     weight.copy_(weights[name])
         if self.adapted:
             model = model.merge_and_unload()
-        return model.to(dtype=self.save_dtype)
+        return cast(model, self.save_dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """This process's weights and optimiser state, for a checkpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from ..errors import UserError
 from ..kd import losses
 from ..kd.losses.ce import ce_loss
+from ..models.logits import check_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
     from ..pipelines import Pipeline
     from ..pipelines.base import Settings
     from .batching import Batch
-
-#: Settings of models whose logits are not just W·h; the fused losses would be wrong for them.
-SCALED_LOGITS = {"final_logit_softcapping": (None, 0), "logits_scaling": (None, 1), "logit_scale": (None, 1)}
 
 
 class Student(torch.nn.Module):
@@ -29,12 +28,9 @@ class Student(torch.nn.Module):
         super().__init__()
         self.model = model  # the LM, perhaps wrapped by peft
         self.objective, self.settings, self.autocast = losses.get(pipeline.loss), settings, autocast
-        lm = self.lm
-        for key, harmless in SCALED_LOGITS.items():
-            if getattr(lm.config, key, None) not in harmless:
-                raise UserError(f"{type(lm).__name__}: models with {key} are not supported by the fused losses")
-        if not isinstance(lm.get_output_embeddings(), torch.nn.Linear):
-            raise UserError(f"{type(lm).__name__}: its output layer is not a plain linear layer")
+        rule = check_logits(self.lm)
+        self.scale = rule.scale  # of the states, and so of the logits
+        self.settings = replace(settings, softcap=rule.cap)
 
     @property
     def lm(self) -> Any:
@@ -52,11 +48,15 @@ class Student(torch.nn.Module):
         with casting:
             hidden = states_before_labels(lm, batch)
             head = lm.get_output_embeddings()
+            bias = head.bias
+            if self.scale != 1.0:
+                hidden, bias = hidden * self.scale, None if bias is None else bias * self.scale
             if evaluate:
                 # Detached: the fused loss makes its gradients as it goes, wherever one is asked for.
-                ce = ce_loss(hidden.detach(), head.weight.detach(), batch.labels, bias=head.bias).loss
+                cap = self.settings.softcap
+                ce = ce_loss(hidden.detach(), head.weight.detach(), batch.labels, bias=bias, softcap=cap).loss
                 return ce, ce, ce
-            parts = self.objective(hidden, head.weight, batch.labels, head.bias, teacher, self.settings)
+            parts = self.objective(hidden, head.weight, batch.labels, bias, teacher, self.settings)
         kl = parts.kl if parts.kl is not None else torch.full_like(parts.ce, torch.nan)
         return parts.total, parts.ce, kl
 
@@ -76,9 +76,15 @@ def add_adapter(model: Any, adapter: Any) -> Any:
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     output = model.get_output_embeddings()
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if module is output}
+    shared = [output]
+    inner = model.get_input_embeddings()
+    if getattr(inner, "weight", None) is getattr(output, "weight", ...):
+        shared.append(inner)  # tied: what is merged into one changes the other
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if any(module is s for s in shared)}
     if not isinstance(targets, str) and names & {t.rpartition(".")[2] for t in targets}:
-        raise UserError(f"lora.targets: {', '.join(names)} is the output layer, which the fused loss reads as it is")
+        raise UserError(
+            f"lora.targets: {', '.join(sorted(names))}: the output layer's weight, which the fused loss reads as it is"
+        )
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=adapter.rank,

@@ -80,20 +80,30 @@ def _audit(certificate: dict[str, Any], temperature: float) -> str:
 
 
 def check_vocabulary(
-    teacher_hash: str | None, teacher_size: int, student_hash: str | None, student_size: int, student: str = "student"
+    teacher_hash: str | None,
+    teacher_size: int,
+    student_hash: str | None,
+    student_size: int,
+    student: str = "student",
+    tokens: int | None = None,
 ) -> None:
     """Teacher and student must share their token ids. Raises UserError.
 
     hashes: of the tokenizers (``models`` gives them; None: not known, then only sizes are compared); sizes: number of
-    rows of the output layers. A student with more rows than the teacher (padding of the layer) is accepted if the
-    tokenizers agree; one with fewer is not.
+    rows of the output layers; tokens: of the tokenizer they share. Layers are padded to round sizes, so with one
+    tokenizer they may differ in rows beyond its tokens (152,064 and 151,936 in one family): no text holds those. A
+    student with fewer rows than the tokenizer has tokens is refused.
     """
     if teacher_hash and student_hash and teacher_hash != student_hash:
         raise UserError(
             f"vocabulary mismatch: the tokenizer of {student} ({student_hash[:12]}) is not the teacher's "
             f"({teacher_hash[:12]}); a logit cache serves students of the same tokenizer only"
         )
-    if student_size < teacher_size or (student_size > teacher_size and not (teacher_hash and student_hash)):
+    if student_size == teacher_size:
+        return
+    same = bool(teacher_hash and student_hash)
+    if not same or (student_size < teacher_size and (tokens is None or min(student_size, teacher_size) < tokens)):
         raise UserError(
             f"vocabulary mismatch: {student} has {student_size:,} output tokens, the teacher's cache {teacher_size:,}"
+            + (f", their tokenizer {tokens:,}" if tokens else "")
         )

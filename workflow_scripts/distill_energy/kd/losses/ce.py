@@ -51,14 +51,17 @@ def ce_loss(
     chunk_rows: int = 104,
     bias: torch.Tensor | None = None,
     kernel: str = CHUNKS,
+    softcap: float | None = None,
 ) -> LossOutput:
     """Σ −log softmax(hidden·Wᵀ + b)[label] over n tokens.
 
     hidden: [n, H], rows of response tokens only (the state at label − 1); lm_head_weight: [V, H]; labels: [n].
     ``.loss`` is the differentiable sum (divide by the token count), ``.parts["ce"]`` the same, detached.
-    kernel: as ``choose_kernel`` says.
+    kernel: as ``choose_kernel`` says; softcap: as in ``fused_linear_loss``.
     """
     labels = labels.to(hidden.device).long()
+    if kernel == LIGER and softcap:
+        raise UserError("training.liger: not for models with soft-capped logits")
     if kernel == LIGER and len(labels):
         loss = _liger(hidden, lm_head_weight, labels, bias)
         return LossOutput(loss, {"ce": loss.detach()}, len(labels))
@@ -75,7 +78,7 @@ def ce_loss(
             e.scatter_add_(1, target, torch.full_like(picked, -1.0))
         return loss, loss[:, None]
 
-    loss, parts = fused_linear_loss(hidden, lm_head_weight, bias, chunk, chunk_rows)
+    loss, parts = fused_linear_loss(hidden, lm_head_weight, bias, chunk, chunk_rows, softcap)
     return LossOutput(loss, {"ce": parts.detach()[0]}, len(labels))
 
 
@@ -88,7 +91,7 @@ def objective(
     settings: Settings,
 ) -> LossParts:
     """Cross-entropy on the labels (see ``kd.losses.Objective``)."""
-    result = ce_loss(hidden, weight, labels, bias=bias, kernel=settings.ce_kernel)
+    result = ce_loss(hidden, weight, labels, bias=bias, kernel=settings.ce_kernel, softcap=settings.softcap)
     return LossParts(result.loss, result.parts["ce"])
 
 

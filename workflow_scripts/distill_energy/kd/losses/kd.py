@@ -31,6 +31,7 @@ def kd_loss(
     temperature: float,
     chunk_rows: int = 104,
     bias: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> LossOutput:
     """Sum over n tokens of α·CE + (1 − α)·T²·KL.
 
@@ -90,7 +91,7 @@ def kd_loss(
                 logits.copy_(e1)
         return loss, torch.stack([ce, kl], 1)
 
-    loss, parts = fused_linear_loss(hidden, weight, bias, chunk, chunk_rows)
+    loss, parts = fused_linear_loss(hidden, weight, bias, chunk, chunk_rows, softcap)
     parts = parts.detach()
     return LossOutput(loss, {"ce": parts[0], "kl": parts[1]}, len(labels))
 
@@ -104,7 +105,8 @@ def objective(
     settings: Settings,
 ) -> LossParts:
     """Distillation at the pipeline's α and T (see ``kd.losses.Objective``)."""
-    result = kd_loss(hidden, weight, labels, teacher, settings.alpha, settings.temperature, bias=bias)
+    alpha, temperature = settings.alpha, settings.temperature
+    result = kd_loss(hidden, weight, labels, teacher, alpha, temperature, bias=bias, softcap=settings.softcap)
     return LossParts(result.loss, result.parts["ce"], result.parts["kl"])
 
 

@@ -40,7 +40,7 @@ def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
 
 class _FusedLinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, chunk_loss: ChunkLoss, chunk_rows: int, dtype: torch.dtype):
+    def forward(ctx, hidden, weight, bias, chunk_loss: ChunkLoss, chunk_rows: int, dtype: torch.dtype, softcap):
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         want = need_h or need_w or need_b
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
@@ -67,7 +67,14 @@ class _FusedLinearLoss(torch.autograd.Function):
             block = size if logits.is_cuda else max(1, BLOCK // logits.shape[1])
             for at in range(0, size, block):
                 stop = min(at + block, size)
-                loss, part = chunk_loss(logits[at:stop], slice(start + at, start + stop), want)
+                piece, slope = logits[at:stop], None
+                if softcap:
+                    piece.div_(softcap).tanh_()
+                    slope = 1 - piece.square() if want else None
+                    piece.mul_(softcap)
+                loss, part = chunk_loss(piece, slice(start + at, start + stop), want)
+                if slope is not None:
+                    piece.mul_(slope)
                 losses.append(loss)
                 parts.append(part)
             if want:
@@ -106,7 +113,7 @@ class _FusedLinearLoss(torch.autograd.Function):
             out.append(grad)
         if large:
             ctx.grads = None
-        return (*out, None, None, None)
+        return (*out, None, None, None, None)
 
 
 def fused_linear_loss(
@@ -115,8 +122,11 @@ def fused_linear_loss(
     bias: torch.Tensor | None,
     chunk_loss: ChunkLoss,
     chunk_rows: int,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(Σ loss, Σ parts) over the rows of hidden [n, H] with output layer weight [V, H] and bias [V].
+
+    ``softcap`` c: the loss sees c·tanh(logit/c), as Gemma's models do.
 
     Under autocast products are in its dtype, and losses, soft-maxes and the weight's gradient in fp32.
     """
@@ -126,4 +136,4 @@ def fused_linear_loss(
     if not torch.is_grad_enabled():  # inside an autograd.Function this cannot be asked any more
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(hidden.device.type, enabled=False):
-        return _FusedLinearLoss.apply(hidden, weight, bias, chunk_loss, chunk_rows, dtype)
+        return _FusedLinearLoss.apply(hidden, weight, bias, chunk_loss, chunk_rows, dtype, softcap)

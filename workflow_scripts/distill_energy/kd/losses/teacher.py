@@ -25,17 +25,34 @@ class TeacherTensors:
     counts: torch.Tensor  # float32 [n, m − head]
     tail_lse: torch.Tensor  # float32 [n, temperatures]
     spec: "CacheSpec"
+    beyond: torch.Tensor | None = None  # bool [n, m]: ids that the student's output layer has no row for
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def weights(self, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(weights, log-probabilities, tail log-mass) at a temperature (see ``teacher_weights``)."""
-        return teacher_weights(self.logits, self.counts, self.tail_lse, self.spec, temperature)
+        """(weights, log-probabilities, tail log-mass) at a temperature (see ``teacher_weights``).
+
+        What stands on ids that the student lacks is left out, and the rest scaled to the same sum.
+        """
+        weights, logp, log_tail = teacher_weights(self.logits, self.counts, self.tail_lse, self.spec, temperature)
+        if self.beyond is None:
+            return weights, logp, log_tail
+        mass = torch.where(self.beyond, logp.exp(), 0.0).sum(1, keepdim=True).clamp_max(1 - 1e-6)
+        before = weights.sum(1, keepdim=True)
+        kept = weights.masked_fill(self.beyond, 0.0)
+        kept = kept * (before / kept.sum(1, keepdim=True).clamp_min(1e-12))
+        rest = torch.log1p(-mass)
+        return kept, logp - rest, log_tail - rest[:, 0]
 
 
-def collate_teacher(rows: "TeacherRows | Sequence[TeacherRows]", device: torch.device | str = "cpu") -> TeacherTensors:
-    """A batch's rows, or several of them in order, the sampled tail padded to the widest."""
+def collate_teacher(
+    rows: "TeacherRows | Sequence[TeacherRows]", device: torch.device | str = "cpu", vocabulary: int | None = None
+) -> TeacherTensors:
+    """A batch's rows, or several of them in order, the sampled tail padded to the widest.
+
+    ``vocabulary``: rows of the student's output layer, where the teacher's has more.
+    """
     parts = list(rows) if isinstance(rows, Sequence) else [rows]
     if not parts:
         raise ValueError("no teacher rows to collate")
@@ -50,10 +67,15 @@ def collate_teacher(rows: "TeacherRows | Sequence[TeacherRows]", device: torch.d
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return whole.to(device, non_blocking=True).to(dtype)
 
+    ids, beyond = join("ids", torch.long), None
+    if vocabulary is not None and spec.vocab_size > vocabulary:
+        beyond = ids >= vocabulary
+        ids = ids.masked_fill(beyond, 0)  # their weight is 0
     return TeacherTensors(
-        join("ids", torch.long),
+        ids,
         join("logits", torch.float32),
         join("counts", torch.float32),
         join("tail_lse", torch.float32),
         spec,
+        beyond,
     )
