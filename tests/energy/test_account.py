@@ -60,7 +60,7 @@ def test_counter_is_exact_whatever_the_load_does():
     result = account.gpu_energy(samples_of(power, beats(600)), H)
     assert result.method == "nvml_counter"
     assert result.gross_j == pytest.approx(power.energy(600), abs=0.002)
-    assert result.crosscheck_method == "nvml_power_integral"
+    assert result.crosscheck_method.startswith("nvml_power_")
 
 
 def test_gap_is_closed_by_the_counter_and_bounded_without_one():
@@ -298,7 +298,7 @@ def test_what_the_estimate_missed_is_added():
     assert result.crosscheck_j == pytest.approx(40.0) == result.gross_j and "short_processes" in result.flags
     assert result.at(5.0) == pytest.approx(20.0)
     disputed = account.estimate_energy([(float(k), 9.0 * k, None) for k in range(11)], "x", [(0.0, 4.0), (10.0, 44.0)])
-    assert disputed.flags == ["disputed"] and disputed.gross_j == pytest.approx(90.0)
+    assert disputed.flags == ["disputed"] and disputed.gross_j == pytest.approx(40.0)  # more than the CPU time allows
     agreed = account.estimate_energy(readings, "codecarbon_process", [(0.0, 4.0), (10.0, 5.01)])
     assert agreed.flags == []
 

@@ -200,6 +200,8 @@ class Host:
                 self.absent.append(unavailable("dram", "RAPL has no dram zone on this CPU", False))
             return
         self.notes += [f"RAPL {zone.name}: {zone.error}" for zone in zones]
+        if mode != "codecarbon" and (why := rapl.problem(settings["powercap"])):
+            self.notes.append(f"RAPL: {why}")
         if mode == "rapl":
             self.absent.append(unavailable("cpu", f"no RAPL package under {settings['powercap']}", True))
             self.absent.append(unavailable("dram", f"no RAPL package under {settings['powercap']}", False))

@@ -171,4 +171,8 @@ def open_gpus(env: Mapping[str, str]) -> tuple[Nvml, list[GpuReader], Visible]:
     nvml = Nvml()
     visible = resolve_visible_gpus(env, nvml.inventory)
     entries = {gpu.uuid: gpu for gpu in nvml.inventory}
-    return nvml, [GpuReader(nvml, entries[gpu.uuid], gpu.mig) for gpu in visible.gpus], visible
+    slices: dict[str, list[str]] = {}  # one reader a GPU, however many slices of it are visible: they share a counter
+    for gpu in visible.gpus:
+        slices.setdefault(gpu.uuid, []).extend([gpu.mig] if gpu.mig else [])
+    readers = [GpuReader(nvml, entries[uuid], ", ".join(migs) or None) for uuid, migs in slices.items()]
+    return nvml, readers, visible

@@ -2,11 +2,14 @@
 
 Counted: top zones ``package-N`` and their ``dram`` subzones. Not counted: ``psys`` (it contains the packages) and
 ``core``/``uncore`` (inside the package). The same socket shown twice (MSR and MMIO interface) counts once, MSR first.
+Packages of several dies that mirror one counter (the same value at the same instant, again and again) count once.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +68,48 @@ def discover(root: str | Path) -> list[Zone]:
         if _PACKAGE.match(name):
             packages.setdefault(name, folder)
     zones = []
-    for name, folder in sorted(packages.items()):
+    for name, folder in _without_mirrors(sorted(packages.items())):
         zones.append(_zone(folder, name, "cpu"))
         zones += [_zone(sub, f"{name}/dram", "dram") for sub in _subzones(folder) if _name(sub) == "dram"]
     return zones
+
+
+ROUNDS, ROUND_S = 5, 0.004  # the counter moves about every millisecond
+
+
+def _without_mirrors(packages: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Packages whose counter is not another one's: read in turns, a mirror always lies between two readings of it."""
+    kept: list[tuple[str, Path]] = []
+    for name, folder in packages:
+        if not any(_mirrors(first, folder) for _, first in kept):
+            kept.append((name, folder))
+    return kept
+
+
+def _mirrors(first: Path, second: Path) -> bool:
+    values = []
+    try:
+        for _ in range(ROUNDS):
+            before, between, after = (int(_read(path / "energy_uj")) for path in (first, second, first))
+            if not before <= between <= after:
+                return False
+            values.append(before)
+            time.sleep(ROUND_S)
+    except (OSError, ValueError):
+        return False
+    return len(set(values)) > 1  # counters that stand still tell nothing
+
+
+def problem(root: str | Path) -> str | None:
+    """Why nothing is found under ``root`` although zones are listed there: links that lead nowhere, in a container."""
+    dangling = [p for p in _folders(Path(root), r"intel-rapl") if p.is_symlink() and not p.exists()]
+    if not dangling:
+        return None
+    target = os.path.dirname(os.path.normpath(os.path.join(dangling[0].parent, os.readlink(dangling[0]))))
+    return (
+        f"{root} holds links to {target}, which is not mounted here: mount it read-only too "
+        "(docker: -v /sys/devices/virtual/powercap:/sys/devices/virtual/powercap:ro)"
+    )
 
 
 def _folders(root: Path, pattern: str) -> list[Path]:
