@@ -42,7 +42,8 @@ def shared(tmp_path):
         sidecar("student_training", "d-kd-s-s0", "a" * 12, [LOGITS], "yy"),
         sidecar("student_training", "d-kd-s-s1", "b" * 12, [LOGITS], "zzz"),
     ):
-        teacher_store.register(store, record)
+        root = one if record.attempts[0].id == "x" else tmp_path / record.attempts[0].id
+        teacher_store.register(store, record, root)
     return store, one
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_energy.energy import fold_attempts
-from distill_energy.energy.attempts import build_attempt
+from distill_energy.energy.attempts import build_attempt, made_it
 from distill_energy.store import sidecar as schema
 
 WHO = {
@@ -129,7 +129,9 @@ def an_attempt(draw):
 def test_fold_adds_and_never_invents(attempts):
     energy, quality, tokens = fold_attempts(attempts)
     gross = [a.components[0].gross_j for a in attempts]
-    lost = [a.components[0].gross_j for a in attempts if a.outcome != "completed"]
+    made = {id(a) for a in made_it(attempts)}
+    assert len(made) == any(a.outcome == "completed" for a in attempts)  # one host: the last that completed, or none
+    lost = [a.components[0].gross_j for a in attempts if id(a) not in made]
     if None in gross:
         assert energy.gross_j is None and "lost" in energy.reason and energy.source == "unavailable"
     else:
@@ -193,3 +195,30 @@ def test_two_hosts_with_and_without_gpu():
             record["v"] = [[int(record["v"][0][0] * 1e3), None]]
     energy, _, _ = fold_attempts([with_gpu, build_attempt(records)])
     assert energy.gross_j == pytest.approx(6000.0)
+
+
+def tried(start, end, host="h", outcome="completed", name="a"):
+    day = "2026-01-01T00:00:"
+    return schema.Attempt(
+        id=f"{name}{start}",
+        host=host,
+        start_utc=f"{day}{start:02}+00:00",
+        end_utc=f"{day}{end:02}+00:00",
+        start_mono_s=0.0,
+        wall_s=float(end - start),
+        outcome=outcome,
+        components=[schema.Component(component="cpu", source="measured", method="rapl", gross_j=float(end - start))],
+    )
+
+
+def test_only_the_attempt_that_made_the_artifact_is_useful():
+    """A copy that was damaged, or whose record a kill prevented, was made for nothing."""
+    energy, _, _ = fold_attempts([tried(0, 14), tried(20, 33)])
+    assert (energy.gross_j, energy.wasted_gross_j) == (27.0, 14.0)
+    energy, _, _ = fold_attempts([tried(0, 5, outcome="killed"), tried(6, 9)])
+    assert energy.wasted_gross_j == 5.0
+
+
+def test_the_nodes_of_one_training_made_it_together():
+    energy, _, _ = fold_attempts([tried(0, 9, host="n1"), tried(20, 29, host="n1"), tried(21, 30, host="n2")])
+    assert energy.wasted_gross_j == 9.0

@@ -83,7 +83,7 @@ def test_another_workflow_takes_the_artifact_and_its_own_failed_try_stays_wasted
     assert execute(teacher, never) == made
     assert not (Path(teacher.folder) / "shard").exists()
     record = execute(student, learn)
-    assert [phase.name for phase in record.attempts[0].phases] == ["teacher_store"]
+    assert [phase.name for phase in record.attempts[0].phases] == ["verify", "teacher_store"]
     rows, problems = collect_rows([Path("one/results"), Path(teacher.root)])
     by = {(row["stage"], row["status"]): row for row in rows}
     assert set(by) == {("teacher_logits", "ok"), ("teacher_logits", "orphan"), ("student_training", "ok")}

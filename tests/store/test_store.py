@@ -139,9 +139,12 @@ def test_teacher_store_counts_each_consumer_once(tmp_path):
         {"role": "data", "stage": "preprocess", "name": "data-d", "version": "2" * 12},
     ]
     for version in ("a" * 12, "a" * 12, "b" * 12):
-        register(tmp_path, make(version=version, consumes=consumed))
+        register(tmp_path, make(version=version, consumes=consumed), tmp_path / "results")
     found = list(consumers(tmp_path))
     assert len(found) == 2
+    register(tmp_path, make(version="a" * 12, consumes=consumed), tmp_path / "another" / "results")
+    assert len(list(consumers(tmp_path))) == 3  # another workflow trained the same run, at its own cost
+
     assert {schema.read(p).version for p in found} == {"a" * 12, "b" * 12}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from .errors import UserError
 from .plan.spec import StageSpec
 from .store import atomic
 from .store import sidecar as schema
-from .store.artifact import damage, produced
+from .store.artifact import damage, lacking, produced
 from .store.lock import artifact_lock
 from .store.paths import check_inside
 
@@ -77,6 +78,9 @@ def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> sch
         record = _restore(out, attempts)
         if record is None and store is not None and spec.root == str(store.mirror):
             record = store.take(spec.key)  # another workflow may have made it since this one was planned
+        if record is None and (results := _finished(out, attempts)) is not None:
+            _say("the work was done and measured before its record was written; writing it")
+            record = _commit(spec, out, attempts, results)
         if record is None:
             record = _make(spec, main, store)
         _share(spec, record, store)
@@ -89,8 +93,11 @@ def _make(spec: StageSpec, main: Callable[[StageContext], dict | None], store: A
     work = attempts / "work"
     work.mkdir(parents=True, exist_ok=True)
     inputs = _checked_inputs(spec, store)
+    (attempts / DONE_NAME).unlink(missing_ok=True)
     meter = _meter(spec, attempts, inputs)
     with meter:
+        with meter.phase("verify"):
+            _verify(spec, inputs, store)
         for item in spec.consumes:
             key = (item.stage, item.name, item.version)
             if store is not None and item.root == str(store.mirror) and store.lacking(key):
@@ -98,12 +105,52 @@ def _make(spec: StageSpec, main: Callable[[StageContext], dict | None], store: A
                     store.fetch(key, _say)
         context = StageContext(spec, inputs, out, work, meter, _say)
         results = main(context) or {}
+    _mark_done(out, attempts, results)
+    return _commit(spec, out, attempts, results)
+
+
+#: Beside the attempts: the stage's results and the files that it left, from the end of the work until the sidecar.
+DONE_NAME = "done.json"
+
+
+def _files(out: Path) -> dict[str, list[int]]:
+    """Size and time of each file of an artifact that is not committed yet."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and path.name not in (schema.SIDECAR_NAME, schema.POWER_NAME) and path.name[0] != ".":
+            status = path.stat()
+            found[path.relative_to(out).as_posix()] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def _mark_done(out: Path, attempts: Path, results: dict[str, Any]) -> None:
+    """Hashing 100 GB takes minutes: a kill until the sidecar stands must not cost the work again."""
+    content = {"results": results, "files": _files(out)}
+    atomic.write_text(attempts / DONE_NAME, json.dumps(content, default=str))
+
+
+def _finished(out: Path, attempts: Path) -> dict[str, Any] | None:
+    """The results of work that ended before its sidecar was written, if its files are as they were; else None."""
+    try:
+        content = json.loads((attempts / DONE_NAME).read_text(encoding="utf-8"))
+        same = content["files"] == _files(out)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content["results"] if same else None
+
+
+def _commit(spec: StageSpec, out: Path, attempts: Path, results: dict[str, Any]) -> schema.Sidecar:
+    """Hash the files, fold the attempts and write the sidecar: what makes an artifact one."""
+    from .energy import write_power
+
     record = _sidecar(spec, out, attempts, results)
-    meter.write_power(out / schema.POWER_NAME)
+    write_power(attempts, out / schema.POWER_NAME)
     text = schema.dump(record)
+    work = attempts / "work"
     # The copy beside the attempts survives Snakemake's removal of a rule's outputs before it runs again.
     atomic.write_text(attempts / schema.SIDECAR_NAME, text)
     atomic.write_text(out / schema.SIDECAR_NAME, text)
+    (attempts / DONE_NAME).unlink(missing_ok=True)
     shutil.rmtree(check_inside(attempts, work), ignore_errors=True)
     return record
 
@@ -140,13 +187,19 @@ def _checked_inputs(spec: StageSpec, store: Any = None) -> dict[str, Path]:
         inputs[item.role] = folder
         if store is not None and item.root == str(store.mirror):
             continue
-        for file in record.produces:
-            path = folder / file.path
-            size = path.stat().st_size if path.is_file() else None
-            if size != file.bytes:
-                found = "missing" if size is None else f"{size} bytes"
-                raise UserError(f"{path}: {found}, its sidecar says {file.bytes} bytes; remove {folder} to remake it")
+        if (problem := lacking(folder, record)) is not None:
+            raise UserError(f"{problem}; remove {folder} to remake it")
     return inputs
+
+
+def _verify(spec: StageSpec, inputs: dict[str, Path], store: Any) -> None:
+    """Raise UserError for an input whose content is not what its sidecar says: a flipped bit, another run's weights."""
+    for item in spec.consumes:
+        if store is not None and item.root == str(store.mirror):
+            continue  # verified when it is fetched
+        folder = inputs[item.role]
+        if (problem := damage(folder, schema.read(folder / schema.SIDECAR_NAME))) is not None:
+            raise UserError(f"{problem}; remove {folder} to remake it")
 
 
 def _meter(spec: StageSpec, attempts: Path, inputs: dict[str, Path]) -> Any:
@@ -231,10 +284,10 @@ def _share(spec: StageSpec, record: schema.Sidecar, store: Any) -> None:
     if spec.stage != "student_training":
         return
     if store is not None:
-        store.register(record)
+        store.register(record, spec.root)
         return
     for root in {i.root for i in spec.consumes if i.stage in schema.TEACHER_STAGES and i.root != spec.root}:
-        register(root, record)
+        register(root, record, spec.root)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,8 @@ def energy_sum(keys: Sequence[Key], rows: Mapping[Key, Row], unknown: list[str])
         elif row["total_j"] is None:
             unknown.append(f"{'/'.join(key)}: {row['unknown_reason'] or 'energy unknown'}")
         else:
-            values.append(row["total_j"])
+            # An artifact that was damaged and made again is paid once here; the other time is wasted.
+            values.append(row["total_j"] - (row["remade_j"] or 0.0))
             continue
         values.append(None)
     return _sum(values)
@@ -165,4 +166,5 @@ def share_out(runs: Sequence[Run], kept: Set[Key]) -> None:
         extra = 0 if run.key in kept else 1
         for part in SHARED_PARTS:
             if run.whole[part] is not None:
-                run.shares[part] = math.fsum(r["total_j"] / (count[key_of(r)] + extra) for r in run.parts[part])
+                shared = [(r["total_j"] - (r["remade_j"] or 0.0), count[key_of(r)] + extra) for r in run.parts[part]]
+                run.shares[part] = math.fsum(joules / n for joules, n in shared)

@@ -277,14 +277,16 @@ class Window:
 def fold_attempts(
     attempts: Iterable[schema.Attempt],
 ) -> tuple[schema.Energy, schema.Quality, schema.Tokens]:
-    """All attempts of a stage as one: energy (what did not complete is wasted), quality (the worst), tokens (summed).
+    """All attempts of a stage as one: energy (what did not make the artifact is wasted), quality (the worst), tokens
+    (summed).
 
     Attempts that still run are left out: their energy is not final.
     """
     tries = [attempt for attempt in attempts if attempt.outcome != "running"]
     components = _fold_components(tries)
     gross, error, source, reason = schema.total(components)
-    wasted = _sum_totals([a for a in tries if a.outcome != "completed"])
+    useful = {id(attempt) for attempt in made_it(tries)}
+    wasted = _sum_totals([a for a in tries if id(a) not in useful])
     idles = [c.idle_j for c in components if c.in_total]
     idle = math.fsum(idles) if idles and all(value is not None for value in idles) else None
     energy = schema.Energy(
@@ -297,6 +299,28 @@ def fold_attempts(
         reason=reason,
     )
     return energy, _fold_quality(tries), _fold_tokens(tries)
+
+
+def made_it(attempts: Sequence[schema.Attempt]) -> list[schema.Attempt]:
+    """The attempts that made the committed artifact: the last that completed, and those of other nodes beside it.
+
+    An earlier one that completed made a copy that was damaged since, or was killed before its record was written.
+    """
+    completed = [a for a in attempts if a.outcome == "completed"]
+    if not completed:
+        return []
+    last = max(completed, key=lambda a: (a.end_utc or a.start_utc, a.start_utc, a.id, a.wall_s or 0.0))
+    return [a for a in completed if a is last or (_node(a) != _node(last) and _beside(a, last))]
+
+
+def _node(attempt: schema.Attempt) -> str:
+    return attempt.slurm_node or attempt.host
+
+
+def _beside(one: schema.Attempt, other: schema.Attempt) -> bool:
+    """Whether two attempts ran at the same time."""
+    ends = (one.end_utc or one.start_utc, other.end_utc or other.start_utc)
+    return one.start_utc <= ends[1] and other.start_utc <= ends[0]
 
 
 def _sum_totals(attempts: Sequence[schema.Attempt]) -> float | None:

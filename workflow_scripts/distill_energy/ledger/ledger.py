@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..errors import UserError
+from ..store.artifact import lacking
 from ..store.sidecar import SIDECAR_NAME, parse
 from .graph import TEACHER, Key, Provenance
 from .outside import orphans, registered
@@ -65,6 +66,9 @@ def collect_rows(
                 continue
             if (first := rows.get(key)) is None:
                 rows[key] = row
+                if (damaged := lacking(folder, sidecar)) is not None:
+                    row["flags"] = [*row["flags"], "damaged"]
+                    problems.append(Problem(path, "damaged", f"{damaged}; its joules were spent and count"))
                 if key[0] in TEACHER:
                     counted[key] = {attempt.id for attempt in sidecar.attempts}
                 continue

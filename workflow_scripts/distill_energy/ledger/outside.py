@@ -15,6 +15,7 @@ from .rows import (
     COLUMNS,
     Problem,
     artifact_folders,
+    check,
     component_sums,
     key_of,
     label_columns,
@@ -111,10 +112,13 @@ def registered(
         for path in consumers(folder):
             try:
                 sidecar = read(path)
-            except UserError as error:
+                check(sidecar, (sidecar.stage, sidecar.name, sidecar.version), str(path))
+                if sidecar.stage != "student_training":
+                    raise UserError(f"{path}: a consumer is a training, not {sidecar.stage}")
+                row = row_of(sidecar, str(path))
+            except (UserError, ValueError, TypeError) as error:
                 problems.append(Problem(str(path), "rejected", str(error)))
                 continue
-            row = row_of(sidecar, str(path))
             own = rows.get(key_of(row))
             if own is not None and own["started_utc"] == row["started_utc"]:
                 continue

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..energy.attempts import made_it
 from ..errors import UserError
 from ..store.sidecar import STAGES, Component, Sidecar, total, wall_seconds
 from .graph import Key
@@ -51,6 +52,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("total_net_j", "double"),
     ("idle_j", "double"),
     ("wasted_j", "double"),
+    ("remade_j", "double"),  # of the wasted: attempts that completed and whose artifact was made again
     ("error_j", "double"),
     ("source", "string"),
     ("unknown_reason", "string"),
@@ -184,6 +186,15 @@ def execution_class(sidecar: Sidecar) -> str | None:
     return ", ".join(parts)
 
 
+def _remade(sidecar: Sidecar) -> float | None:
+    """Joules of attempts that completed and did not make the committed artifact."""
+    if len(sidecar.attempts) == 1:
+        return 0.0
+    useful = {id(attempt) for attempt in made_it(sidecar.attempts)}
+    again = [a for a in sidecar.attempts if a.outcome == "completed" and id(a) not in useful]
+    return sum_known([total(a.components)[0] for a in again]) if again else 0.0
+
+
 def _method(sidecar: Sidecar) -> str | None:
     """Precision and kernel of a training, as it resolved them; None for another stage."""
     found = [sidecar.results.get(key) for key in ("precision", "ce_kernel")]
@@ -219,6 +230,7 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         "total_net_j": net,
         "idle_j": energy.idle_j,
         "wasted_j": energy.wasted_gross_j,
+        "remade_j": _remade(sidecar),
         "error_j": energy.error_j,
         "source": energy.source,
         "unknown_reason": energy.reason if energy.gross_j is None else None,

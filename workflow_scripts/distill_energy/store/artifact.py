@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import atomic
+from . import atomic, digests
 from .sidecar import POWER_NAME, SIDECAR_NAME, Produced, Sidecar
 
 
@@ -43,6 +43,16 @@ def damage(folder: str | Path, sidecar: Sidecar) -> str | None:
             return f"{path} is missing"
         if path.stat().st_size != item.bytes:
             return f"{path} has {path.stat().st_size} bytes, its sidecar says {item.bytes}"
-        if atomic.sha256(path) != item.sha256:
+        if digests.sha256(path) != item.sha256:
             return f"{path} differs from the hash in its sidecar"
+    return None
+
+
+def lacking(folder: str | Path, sidecar: Sidecar) -> str | None:
+    """As ``damage``, by sizes alone."""
+    for item in sidecar.produces:
+        path = Path(folder) / item.path
+        size = path.stat().st_size if path.is_file() else None
+        if size != item.bytes:
+            return f"{path}: {'missing' if size is None else f'{size} bytes'}, its sidecar says {item.bytes} bytes"
     return None

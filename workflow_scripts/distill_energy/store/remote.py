@@ -95,9 +95,9 @@ class Remote:
                 self.fs.put_file(str(folder / name), f"{self.base}/{place}/{name}")
         self._write(f"{place}/{SIDECAR_NAME}", dump(record))
 
-    def register(self, consumer: Sidecar) -> None:
+    def register(self, consumer: Sidecar, root: str | Path) -> None:
         """Leave a copy of a consumer's sidecar at each teacher artifact it read. Idempotent."""
-        for name, text in copies(consumer):
+        for name, text in copies(consumer, root):
             self._write(name, text)
 
     def pull_consumers(self) -> None:
@@ -107,7 +107,7 @@ class Remote:
                 place = Path("consumers", *sidecar.parent.relative_to(self.mirror).parts)
                 here = {path.name for path in (self.mirror / place).glob("*.json")}
                 there = self._names(place.as_posix())
-                for name in there - here:
+                for name in there:  # those here too: a run that was measured again has replaced its copy
                     self._pull(f"{place.as_posix()}/{name}", self.mirror / place / name)
                 for name in here - there:
                     (self.mirror / place / name).unlink()

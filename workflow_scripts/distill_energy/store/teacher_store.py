@@ -6,6 +6,8 @@ under ``consumers/``, so that every workflow counts the reuse of all.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +15,26 @@ from . import atomic
 from .sidecar import TEACHER_STAGES, Sidecar, dump
 
 
-def copies(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
-    """(path below the store, text) of the copy that a consumer leaves at each teacher artifact it read."""
+def owner(root: str | Path) -> str:
+    """What tells two workflows apart that trained the same run, each at its own cost: host and results folder."""
+    return hashlib.sha256(f"{os.uname().nodename}:{os.path.realpath(root)}".encode()).hexdigest()[:12]
+
+
+def copies(sidecar: Sidecar, root: str | Path) -> Iterator[tuple[str, str]]:
+    """(path below the store, text) of the copy that a consumer leaves at each teacher artifact it read.
+
+    A run that is measured again in the same results folder replaces its earlier copy.
+    """
     for item in sidecar.consumes:
         if item.stage in TEACHER_STAGES:
             folder = f"consumers/{item.stage}/{item.name}/{item.version}"
-            # The first attempt tells two workflows apart that trained the same run, each at its own cost.
-            yield f"{folder}/{sidecar.version}-{sidecar.attempts[0].id}.json", dump(sidecar)
+            yield f"{folder}/{sidecar.version}-{owner(root)}.json", dump(sidecar)
 
 
-def register(store: str | Path, sidecar: Sidecar) -> list[Path]:
+def register(store: str | Path, sidecar: Sidecar, root: str | Path) -> list[Path]:
     """Leave a copy of a consumer's sidecar at each teacher artifact it read. Idempotent."""
     written = []
-    for name, text in copies(sidecar):
+    for name, text in copies(sidecar, root):
         atomic.write_text(Path(store) / name, text)
         written.append(Path(store) / name)
     return written

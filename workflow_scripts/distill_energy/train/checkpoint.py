@@ -32,6 +32,11 @@ def part_name(part: int) -> str:
     return f"state-{part}.pt"
 
 
+def digest_name(part: int) -> str:
+    """File of its SHA-256."""
+    return f"{part_name(part)}.sha256"
+
+
 def save(
     folder: Path, step: int, state: dict[str, Any], part: int = 0, barrier: Callable[[], None] = lambda: None
 ) -> Path:
@@ -50,6 +55,7 @@ def save(
     barrier()
     torch.save(state, temporary / part_name(part))
     atomic.sync_file(temporary / part_name(part))
+    atomic.write_text(temporary / digest_name(part), atomic.sha256(temporary / part_name(part)))
     barrier()
     if part != 0:
         return final
@@ -73,6 +79,9 @@ def load_latest(
     """
     for _, path in reversed(checkpoints(folder)):
         try:
+            expected = path / digest_name(part)
+            if expected.exists() and expected.read_text(encoding="ascii") != atomic.sha256(path / part_name(part)):
+                raise ValueError("its content is not what was written")
             state = torch.load(path / part_name(part), map_location="cpu", weights_only=True)
         except Exception as error:
             log(f"checkpoint {path.name} cannot be read and is passed over ({type(error).__name__}: {error})")
