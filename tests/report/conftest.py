@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "accounting"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "answer"))
 
 
 @pytest.fixture(scope="session")

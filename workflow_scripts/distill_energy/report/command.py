@@ -16,6 +16,7 @@ from .forecast import lines, make, write
 from .paper import write_paper
 from .sentences import detail, energy, headline, sentence
 from .style import energy_unit, number
+from .verify import verify
 
 
 def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
@@ -36,6 +37,13 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     summary.add_argument("--csv", action="store_true", help="print the whole summary as CSV")
     summary.add_argument("--brief", action="store_true", help="the verdicts and the table, and where the page lies")
     summary.set_defaults(run=run_summary)
+
+    check = commands.add_parser(
+        "verify", help="records, digests, provenance and conservation of results; exit status 1"
+    )
+    check.add_argument("roots", nargs="+", type=Path, help="results folders (and a teacher store)")
+    check.add_argument("--repair", action="store_true", help="print what to remove so that it is made again")
+    check.set_defaults(run=run_verify)
 
     replay = commands.add_parser("replay", help="the published stage table through the same accounting")
     replay.add_argument("table", type=Path, help="configs/paper_table.yaml")
@@ -60,6 +68,23 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     forecast.add_argument("--out", type=Path, help="folder for forecast.pdf, .png and .csv")
     forecast.set_defaults(run=run_forecast)
     return parser
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Print what was checked and what is wrong; 1 if anything is."""
+    for root in options.roots:
+        if not root.is_dir():
+            raise UserError(f"{root}: is not a folder of results")
+    findings, checked = verify(options.roots)
+    for line in checked:
+        print(line)
+    for finding in findings:
+        print(f"wrong: {finding.message}")
+    if options.repair:
+        for folder in sorted({finding.remake for finding in findings if finding.remake}):
+            print(f"rm {folder}/energy.json   # then run Snakemake: what is not whole is made again")
+    print("whole" if not findings else f"{len(findings)} wrong")
+    return 1 if findings else 0
 
 
 def run_import(options: argparse.Namespace) -> int:
