@@ -149,3 +149,20 @@ def test_main_writes_what_it_computed(demo_root, tmp_path):
     assert read_summary(out["summary"]) == summary
     assert out["csv"].read_text().count("\n") == len(summary) + 1
     assert lines[-1] == "45 executions, 9 summary rows, 0 problems"
+
+
+def test_grams_follow_the_grid_that_is_configured_now(demo_root):
+    """Joules are the record: another country, another answer, nothing measured again."""
+    answers = {}
+    for name, energy in (
+        ("none", None),
+        ("world", {}),
+        ("own", {"pue": 1.5, "grid": {"g_per_kwh": 100.0, "source": "us"}}),
+    ):
+        rows, summary, _ = answer([demo_root], config=CONFIG if energy is None else {**CONFIG, "energy": energy})
+        answers[name] = (next(r for r in summary if r["label"] == "KD 6-layer"), rows[0])
+    kwh = answers["none"][0]["e_oneoff_kwh"]
+    assert answers["none"][0]["co2e_oneoff_g"] == pytest.approx(kwh * 400)
+    assert answers["own"][0]["co2e_oneoff_g"] == pytest.approx(kwh * 150)
+    assert answers["world"][0]["co2e_oneoff_g"] == pytest.approx(kwh * 475)
+    assert "world average" in answers["world"][1]["grid_source"]

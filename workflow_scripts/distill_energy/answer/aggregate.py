@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..ledger.carbon import apply_grid
 from ..ledger.ledger import collect_rows, mark_current, problem_rows
 from ..ledger.rows import Problem, schema
 from ..store.atomic import replacing, write_parquet
@@ -138,6 +139,7 @@ def judge(
     """The study of the sidecars under ``roots`` and the problems found."""
     rows, problems = collect_rows([Path(r) for r in roots], plan_labels)
     problems += mark_current(rows, load_current(current))
+    apply_grid(rows, (config or {}).get("energy"))
     return study(rows, Options.from_config(config)), problems
 
 
@@ -160,7 +162,7 @@ def main(
     rows, summary = list(found.rows), summary_of(found)
     for problem in problems:
         log(f"{problem.kind}: {problem.message}")
-    used = {key: (config or {}).get(key) for key in ("accounting", "evaluation")}
+    used = {key: (config or {}).get(key) for key in ("accounting", "evaluation", "energy")}
     options = {"config": used, "current": load_current(current), "labels": plan_labels, "roots": list(map(str, roots))}
     write_ledger(out["ledger"], rows, problems, options)
     if "places" in out:

@@ -118,13 +118,20 @@ def pooled(groups: Sequence[Sequence[float]], level: float = 0.05) -> Spread | N
     None where fewer than two groups have two runs, where a group does not vary at all, or where Bartlett's test (1937)
     rejects at ``level`` that the groups share one relative variance.
     """
-    from scipy.special import chdtrc
-
     found = []
     for values in groups:
         mean = math.fsum(values) / len(values) if values else 0.0
         if len(values) >= 2 and mean > 0:
             found.append((math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / mean**2, len(values) - 1))
+    shared = shared_variance(found, level)
+    return None if shared is None else Spread(math.sqrt(shared[0]), shared[1])
+
+
+def shared_variance(found: Sequence[tuple[float, int]], level: float = 0.05) -> tuple[float, float] | None:
+    """(pooled variance, degrees of freedom) of several (variance, degrees of freedom); None where there are fewer than
+    two, one is 0, or Bartlett's test rejects at ``level`` that they estimate one."""
+    from scipy.special import chdtrc
+
     if len(found) < 2 or any(v == 0 for v, _ in found):
         return None
     df = sum(n for _, n in found)
@@ -133,7 +140,7 @@ def pooled(groups: Sequence[Sequence[float]], level: float = 0.05) -> Spread | N
     correction = 1 + (math.fsum(1 / n for _, n in found) - 1 / df) / (3 * (len(found) - 1))
     if float(chdtrc(len(found) - 1, statistic / correction)) < level:
         return None
-    return Spread(math.sqrt(variance), float(df))
+    return variance, float(df)
 
 
 def difference(first: Sequence[float], second: Sequence[float], spread: Spread | None = None) -> "Difference":

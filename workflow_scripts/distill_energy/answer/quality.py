@@ -1,4 +1,4 @@
-"""Quality Q = mean over benchmarks of score_i / score_teacher, with a bootstrap over items and seeds.
+"""Quality Q = mean over benchmarks of score_i / score_teacher, with an interval over items and seeds.
 
 A benchmark that failed or is absent makes Q null and is named. A benchmark on which the teacher is not above chance is
 ``unusable``: its ratio means nothing, so Q is null unless the configuration drops such benchmarks by name. Q may
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.types as kinds
 
 from ..evaluate.score import Score, above_chance
 from ..ledger.tables import rows_of, table_of
+from .intervals import shared_variance, standard_error, t_quantile
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Quality:
     per_seed: tuple[float | None, ...] = ()
     items_low: float | None = None  # one seed: the spread over items alone
     items_high: float | None = None
-    replicates: Any = field(default=None, repr=False, compare=False)  # bootstrap draws of Q, shape (draws,)
+    seed_sd: float | None = None  # of Q between seeds, this group's own or pooled over several
+    seed_df: float = 0.0
+    replicates: Any = field(default=None, repr=False, compare=False)  # of Q over items drawn anew, shape (draws,)
 
 
 class Items:
@@ -169,12 +172,11 @@ def quality_of(
 ) -> Quality:
     """Q over the seeds of a group.
 
-    ``runs``: by seed, the scores of one student. Benchmarks weigh the same. The bootstrap draws seeds (deviations
-    widened
-    by √(n/(n−1))) and, within each benchmark, items: the same items for the teacher and every seed, so that an item's
-    difficulty cancels. A benchmark without item scores is drawn from a normal with its standard error. The items drawn
-    depend on ``seed`` and the benchmark alone, so that the replicates of two groups are paired; ``salt`` (the group's
-    name) parts what belongs to a group.
+    ``runs``: by seed, the scores of one student. Benchmarks weigh the same. The interval joins the spread between seeds
+    (Student's t; ``pool`` shares it between groups) and a bootstrap over items: the same items for the teacher and
+    every seed, so that an item's difficulty cancels. A benchmark without item scores is drawn from a normal with its
+    standard error. The items drawn depend on ``seed`` and the benchmark alone, so that the replicates of two groups are
+    paired; ``salt`` (the group's name) parts what belongs to a group.
     """
     used, dropped, why = usable_benchmarks(teacher, expected, drop_unusable)
     if why:
@@ -194,7 +196,6 @@ def quality_of(
     value = math.fsum(per_seed) / len(per_seed)
     by_benchmark = {name: math.fsum(r) / len(r) for name, r in ratios.items()}
     replicates, spread_known = _replicates(runs, teacher, used, draws, seed, salt)
-    low, high = _limits(replicates, confidence)
     common = {
         "seeds": len(runs),
         "dropped": tuple(dropped),
@@ -203,10 +204,38 @@ def quality_of(
         "replicates": replicates,
     }
     if len(runs) == 1:
-        inner = (low, high) if spread_known else (None, None)
+        inner = _limits(replicates, confidence) if spread_known else (None, None)
         return Quality(value, reason="one seed gives no interval", items_low=inner[0], items_high=inner[1], **common)
     reason = None if spread_known else "seeds only: an evaluation has neither item scores nor a standard error"
-    return Quality(value, low, high, reason=reason, **common)
+    sd = standard_error(per_seed) * math.sqrt(len(per_seed))
+    return _settled(Quality(value, reason=reason, seed_sd=sd, seed_df=len(runs) - 1, **common), confidence)
+
+
+def _settled(q: Quality, confidence: float) -> Quality:
+    """``q`` with the interval of its seeds' spread and its items'."""
+    items = t_quantile(confidence, math.inf) * float(np.std(q.replicates))
+    half = math.hypot(t_quantile(confidence, q.seed_df) * q.seed_sd / math.sqrt(q.seeds), items)
+    return replace(q, low=q.value - half, high=q.value + half)
+
+
+def pool(qualities: Sequence[Quality], confidence: float = 0.95, level: float = 0.05) -> list[Quality]:
+    """The same, with one spread between seeds for all of them, unless Bartlett's test rejects at ``level`` that they
+    share it: two seeds alone hardly bound their own. A group of one seed then has an interval too."""
+    varied = [q for q in qualities if q.seed_sd]
+    found = shared_variance([(q.seed_sd**2, q.seeds - 1) for q in varied], level)
+    if found is None:
+        return list(qualities)
+    variance, df = found
+    return [
+        q
+        if q.value is None or q.replicates is None
+        else _settled(replace(q, seed_sd=math.sqrt(variance), seed_df=df, reason=_kept_reason(q)), confidence)
+        for q in qualities
+    ]
+
+
+def _kept_reason(q: Quality) -> str | None:
+    return None if q.reason == "one seed gives no interval" else q.reason
 
 
 def _limits(replicates, confidence: float) -> tuple[float, float]:
@@ -232,7 +261,13 @@ def difference(
     value = one.value - other.value
     if one.low is None or other.low is None:
         return value, None, None
-    return value, *_limits(one.replicates - other.replicates, confidence)
+    parts = [(q.seed_sd**2 / q.seeds, q.seed_df) for q in (one, other)]
+    variance = math.fsum(v for v, _ in parts)
+    pooled = parts[0][1] == parts[1][1] and one.seed_sd == other.seed_sd
+    df = parts[0][1] if pooled or variance == 0 else variance**2 / math.fsum(v**2 / n for v, n in parts)
+    items = t_quantile(confidence, math.inf) * float(np.std(one.replicates - other.replicates))
+    half = math.hypot(t_quantile(confidence, df) * math.sqrt(variance), items)
+    return value, value - half, value + half
 
 
 def _generator(seed: int, *names: str):
@@ -241,7 +276,7 @@ def _generator(seed: int, *names: str):
 
 
 def _replicates(runs, teacher, used, draws: int, seed: int, salt: str):
-    """Bootstrap replicates of Q, shape (draws,), and whether every benchmark had items or a standard error."""
+    """Replicates of Q over items drawn anew, shape (draws,), and whether every benchmark had items or an error."""
     n = len(runs)
     total = np.zeros((draws, n))
     known = True
@@ -252,12 +287,7 @@ def _replicates(runs, teacher, used, draws: int, seed: int, salt: str):
         # A teacher's replicate near zero would explode the ratio; such a benchmark was refused as unusable above.
         total += drawn[:, 1:] / np.maximum(drawn[:, :1], 1e-9)
     per_run = total / len(used)
-    if n == 1:
-        return per_run[:, 0], known
-    picks = _generator(seed, "seeds", salt).integers(0, n, size=(draws, n))
-    centre = per_run.mean(axis=1, keepdims=True)
-    widened = centre + (per_run - centre) * math.sqrt(n / (n - 1))
-    return np.take_along_axis(widened, picks, axis=1).mean(axis=1).astype(np.float32), known
+    return per_run.mean(axis=1), known
 
 
 def _drawn_scores(models: Sequence[Score], draws: int, seed: int, salt: str):

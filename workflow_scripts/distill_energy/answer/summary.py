@@ -77,6 +77,9 @@ def study(rows: Sequence[Row], options: Options | None = None) -> Study:
             draws=options.bootstrap,
             salt=group.name,
         )
+    named = list(groups.values())
+    for group, settled in zip(named, quality.pool([g.quality for g in named], options.confidence), strict=True):
+        group.quality = settled
     mark_kept(groups, options)
     mark_spread(groups)
     kept = {run.key for group in groups.values() if group.kept for run in group.runs}
