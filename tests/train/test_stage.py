@@ -150,3 +150,15 @@ def test_token_outside_the_vocabulary(tmp_path, data):
 
     with pytest.raises(UserError, match="outside the student's vocabulary of 30"):
         read_examples(data["data"] / "train.parquet", 30)
+
+
+def test_operations_are_those_of_the_tokens_whatever_the_layout(tmp_path, data):
+    """Packed or padded, a step's examples take the same; twice the steps, twice as many."""
+    counts = {}
+    for name, changes in {"padded": {}, "packed": {"packing": True}, "twice": {"max_steps": 24}}.items():
+        results, _, _ = run(tmp_path / name, params(eval_every=1000, **changes), data)
+        counts[name] = results["flops_forward"]
+        assert results["flops_backward"] == 2 * results["flops_forward"] > 0 == results["flops_recompute"]
+        assert results["flops"] == sum(v for k, v in results.items() if k.startswith("flops_"))
+    assert counts["twice"] == pytest.approx(2 * counts["padded"], rel=0.1)
+    assert counts["packed"] == pytest.approx(counts["padded"], rel=0.1)  # batches of other lengths

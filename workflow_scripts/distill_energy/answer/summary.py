@@ -323,6 +323,7 @@ def _break_even(group: Group, base: Group | None, found: Study) -> dict[str, Any
         delta = quality.difference(group.quality, base.quality, options.confidence) if base else (None, None, None)
     return {
         **_columns("n_star", result),
+        **_n_star_flops(group, base),
         "saving_kwh": kwh(result.saving),
         "saving_low_kwh": kwh(result.saving_low),
         "saving_high_kwh": kwh(result.saving_high),
@@ -332,6 +333,25 @@ def _break_even(group: Group, base: Group | None, found: Study) -> dict[str, Any
         **_columns("n_star_equal_quality", equal),
         "equal_quality_loss": target,
     }
+
+
+def _n_star_flops(group: Group, base: Group | None) -> dict[str, Any]:
+    """N* in FLOPs: the same ratio of floating-point operations, which no hardware and no kernel changes.
+
+    Where it differs from N*, the difference is implementation and hardware, not distillation. On the same tokens the
+    distilled student computes what the baseline's does, so that by this measure distilling never pays.
+    """
+    name = "n_star_flops"
+    if base is None or base is group or not group.runs[0].parts["teacher"]:
+        return _columns(name, BreakEven("unknown", reason="nothing is compared"))
+    teacher = [row["flops"] for row in group.runs[0].parts["teacher"]]
+    arms = [[run.row["flops"] for run in g.runs] for g in (base, group)]
+    if any(value is None for value in (*teacher, *arms[0], *arms[1])):
+        return _columns(name, BreakEven("unknown", reason="the operations of a stage were not counted"))
+    saving = _mean(arms[0]) - _mean(arms[1])
+    if saving <= 1e-9 * _mean(arms[0]):
+        return _columns(name, BreakEven("never", reason="training takes no fewer operations than the baseline's"))
+    return _columns(name, BreakEven("finite", math.fsum(teacher) / saving, reason="counted, so without an interval"))
 
 
 def _balance(group: Group, base: Group | None, found: Study) -> dict[str, Any]:

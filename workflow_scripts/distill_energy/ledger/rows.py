@@ -58,6 +58,8 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("unknown_reason", "string"),
     ("wall_s", "double"),
     ("attempts", "int64"),
+    ("flops", "double"),  # of the stage's work, once
+    ("flop_per_s", "double"),  # by its wall time, loading and waiting included
     ("j_per_token", "double"),
     ("j_per_token_divides_by", "string"),
     ("co2e_g", "double"),
@@ -186,6 +188,10 @@ def execution_class(sidecar: Sidecar) -> str | None:
     return ", ".join(parts)
 
 
+def _rate(flops: float | None, seconds: float | None) -> float | None:
+    return flops / seconds if flops and seconds else None
+
+
 def _remade(sidecar: Sidecar) -> float | None:
     """Joules of attempts that completed and did not make the committed artifact."""
     if len(sidecar.attempts) == 1:
@@ -236,6 +242,8 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         "unknown_reason": energy.reason if energy.gross_j is None else None,
         "wall_s": wall_seconds(sidecar.attempts),
         "attempts": len(sidecar.attempts),
+        "flops": sidecar.results.get("flops"),
+        "flop_per_s": _rate(sidecar.results.get("flops"), wall_seconds(sidecar.attempts)),
         "j_per_token": sidecar.j_per_token.value,
         "j_per_token_divides_by": sidecar.j_per_token.divides_by,
         "co2e_g": sidecar.co2e.g,

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..errors import UserError
+from .pruned import prune
 from .quiet import quiet
 from .template import freeze
+from .tiny import tiny_config, tiny_model, tiny_tokenizer
 
 NEEDS_PREPARED = ("gguf", "trained")
 
@@ -85,12 +87,8 @@ def load_model(
     spread = device == "auto"
     target = default_device() if device in (None, "auto") else device
     if spec["source"] == "random":
-        from .tiny import tiny_model
-
         model = cast(tiny_model(spec), torch_dtype)
     elif spec["source"] == "pruned":
-        from .pruned import prune
-
         # Pruned before it is moved, so that the accelerator never holds the layers that go.
         model = load_model(spec["of"], inputs, dtype=dtype, device="cpu" if not spread else "auto")
         model = prune(model, spec["layers"], spec.get("keep", "ends"))
@@ -105,6 +103,17 @@ def load_model(
         model.config.use_cache = False
         return model.train()
     return model.eval()
+
+
+def bare_model(spec: dict[str, Any], inputs: dict[str, Path]) -> Any:
+    """The model's modules without weights (on torch's meta device): for what its shape alone tells."""
+    with torch.device("meta"):
+        if spec["source"] == "random":
+            return AutoModelForCausalLM.from_config(tiny_config(spec))
+        if spec["source"] == "pruned":
+            return prune(bare_model(spec["of"], inputs), spec["layers"], spec.get("keep", "ends"))
+        name, kwargs = folder_of(spec, inputs)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **kwargs))
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
@@ -153,8 +162,6 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
     if spec["source"] == "pruned":
         return load_tokenizer(spec["of"], inputs)
     if spec["source"] == "random":
-        from .tiny import tiny_tokenizer
-
         return tiny_tokenizer(spec.get("vocabulary", 384))
     if spec.get("tokenizer"):
         name, kwargs = str(Path(spec["tokenizer"]).expanduser()), {"local_files_only": True}

@@ -121,10 +121,24 @@ def detail(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | N
         elif equal == "undecided":
             text += "; at equal quality it is undecided whether it pays back"
         parts.append(text.replace("-", "−") + ".")
+    if text := _operations(row):
+        parts.append(text)
     own = row["t_star_reference"] is not None and row["t_star_reference"].endswith(f" {row['student']}")
     if (served := serving(row)) and not own:  # one architecture serves at one cost: a difference is noise
         parts.append(served)
     return " ".join(parts) or None
+
+
+def _operations(row: Mapping[str, Any]) -> str | None:
+    """N* in FLOPs beside N*, and what a difference means."""
+    if row["n_star_flops_status"] == "never":
+        if row["n_star_status"] == "finite":
+            return "In floating-point operations it never pays back: what it saves in joules is implementation."
+        return None
+    if row["n_star_flops_status"] != "finite":
+        return None
+    count = _plural(whole_reuses(row["n_star_flops"]), "reuse")
+    return f"In floating-point operations it pays back after {count}; what differs is implementation and hardware."
 
 
 def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ def main(ctx) -> dict[str, Any]:
     from ..kd.cache.spec import CacheSpec
     from ..kd.cache.writer import CacheWriter
     from ..models.fingerprint import template_hash, tokenizer_hash, weights_hash
+    from ..models.flops import flops_of_forward
     from ..models.sources import load_model, load_tokenizer
     from ..store.atomic import sha256
 
@@ -65,7 +66,8 @@ def main(ctx) -> dict[str, Any]:
             tokens += sum(map(len, rows))
             rate = tokens / max(time.monotonic() - started, 1e-9)
             ctx.log(f"teacher_logits: shard {index + 1} of {len(writer.plan)}, {rate:,.0f} response tokens/s")
-    return summary(CacheReader(ctx.out, verify=False).certificate)
+    found = summary(CacheReader(ctx.out, verify=False).certificate)
+    return found | flops_of_forward(model, [len(row) for row in examples.tokens], sum(examples.n_labels))
 
 
 def summary(certificate: dict[str, Any]) -> dict[str, Any]:

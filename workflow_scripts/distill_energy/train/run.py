@@ -14,6 +14,7 @@ import torch
 from ..energy import attempts_of
 from ..errors import UserError
 from ..kd.losses.ce import kernel_version
+from ..models.flops import flops_of_training
 from ..models.sources import load_model
 from ..store import atomic, sidecar
 from .job import Job, Peers
@@ -166,7 +167,22 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
         "parameters": setup.parameters,
         "parameters_trained": sum(w.numel() for w in setup.trainable.values()),
         "processes": setup.peers.world,
+        **_flops(setup, state, loop),
     }
+
+
+def _flops(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
+    """Of the whole training: which examples a step saw follows from its number."""
+    lengths, labels = setup.train.lengths(), setup.train.label_counts()
+    steps = (loop.sampler.batch(step) for step in range(state.step))
+    seen = [rows for rows in (loop.gold, loop.own) if rows is not None] * len(state.losses)
+    return flops_of_training(
+        setup.student.lm,
+        ((lengths[index], int(labels[index].sum())) for index in steps),
+        ((rows.lengths(), int(rows.label_counts().sum())) for rows in seen),
+        bool(setup.training["gradient_checkpointing"]),
+        setup.adapted,
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -48,7 +48,8 @@ def main(ctx) -> dict[str, Any]:
     from ...data.stage import schema
     from ...errors import UserError
     from ...models.fingerprint import tokenizer_hash
-    from ...models.sources import load_tokenizer
+    from ...models.flops import flops_of_generation
+    from ...models.sources import bare_model, load_tokenizer
     from ...store.atomic import write_parquet
     from . import jobs
 
@@ -112,4 +113,10 @@ def main(ctx) -> dict[str, Any]:
         "n_shards": len(shards),
         "n_shards_resumed": resumed,
     }
+    made = {answer.id: len(answer.ids) for answer in answers}
+    results |= flops_of_generation(
+        bare_model(params["model"], ctx.inputs),
+        [len(prompt.prompt_ids) for prompt in prompts],
+        [made[prompt.id] for prompt in prompts],
+    )
     return results | counts | {f"sampling_{key}": value for key, value in described.items()}
