@@ -1,4 +1,7 @@
-"""From a configuration to every stage that it implies. Pure: no file is read, nothing heavy is imported."""
+"""From a configuration to every stage that it implies.
+
+Pure but for local sources, whose content is part of a version; nothing heavy is imported.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
 from ..errors import UserError
 from ..pipelines import get, kinds
+from ..store.content import content_of
 from ..store.remote import is_remote, local_root
 from .recipes import RECIPES
 from .spec import Input, StageSpec, digest, make_spec
@@ -48,8 +52,16 @@ class Plan:
 
 
 def build_plan(config: Config, root: str = "results") -> Plan:
-    """Every stage of ``config``, its artifacts under ``root`` (teacher artifacts under the teacher store, if any)."""
+    """Every stage of ``config``, its artifacts under ``root`` (teacher artifacts under the teacher store, if any).
+
+    Of local sources the content is part of the version (``store.content``): nothing else is read.
+    """
     return _Builder(config, root).build()
+
+
+def _content(source: dict[str, Any]) -> dict[str, str]:
+    found = content_of(source)
+    return {} if found is None else {"content": found}
 
 
 class _Builder:
@@ -95,6 +107,7 @@ class _Builder:
         if name not in self.model_params:
             model = self.config.models[name]
             params = model.model_dump(mode="json", exclude={"parameters"})
+            params |= _content(params)
             if isinstance(model, PrunedModel):
                 params["of"] = self.model(model.of)
             self.model_params[name] = params
@@ -113,7 +126,8 @@ class _Builder:
 
     def _data(self, dataset: str) -> StageSpec:
         teacher = self.config.teacher.model
-        params = {"dataset": self.config.datasets[dataset].model_dump(mode="json"), "model": self.model(teacher)}
+        source = self.config.datasets[dataset].model_dump(mode="json")
+        params = {"dataset": source | _content(source), "model": self.model(teacher)}
         name = f"data-{dataset}"
         labels = {"dataset": dataset}
         return self._stage("preprocess", name, "preprocess_data", params, self._model_input(teacher), labels=labels)

@@ -48,7 +48,7 @@ def ce_loss(
     hidden: torch.Tensor,
     lm_head_weight: torch.Tensor,
     labels: torch.Tensor,
-    chunk_rows: int = 104,
+    chunk_rows: int | None = None,
     bias: torch.Tensor | None = None,
     kernel: str = CHUNKS,
     softcap: float | None = None,

@@ -29,7 +29,7 @@ def kd_loss(
     teacher: TeacherTensors,
     alpha: float,
     temperature: float,
-    chunk_rows: int = 104,
+    chunk_rows: int | None = None,
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
 ) -> LossOutput:

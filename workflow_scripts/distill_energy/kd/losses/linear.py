@@ -14,6 +14,8 @@ import torch
 #: f(logits fp32 or fp64 [r, V], rows, want_grad) -> (loss [r], parts [r, p]); overwrites logits by d loss / d logits.
 ChunkLoss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor]]
 
+CHUNK_BYTES = 512 << 20  # of a chunk's float32 logits on a GPU: products want many rows
+CPU_ROWS = 104  # rows of a chunk on a CPU, where the passes over its logits want what fits the cache
 BLOCK = 1 << 20  # logits that the element-wise passes take at a time on a CPU
 SINGLE_USE = 1 << 22  # weight gradients above this many elements are scaled in place: one backward only
 
@@ -116,12 +118,17 @@ class _FusedLinearLoss(torch.autograd.Function):
         return (*out, None, None, None, None)
 
 
+def chunk_rows_for(weight: torch.Tensor) -> int:
+    """Rows of a chunk for an output layer [V, H]: by memory on a GPU, by cache on a CPU."""
+    return max(CPU_ROWS, CHUNK_BYTES // (4 * weight.shape[0])) if weight.is_cuda else CPU_ROWS
+
+
 def fused_linear_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     chunk_loss: ChunkLoss,
-    chunk_rows: int,
+    chunk_rows: int | None = None,
     softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(Σ loss, Σ parts) over the rows of hidden [n, H] with output layer weight [V, H] and bias [V].
@@ -130,6 +137,8 @@ def fused_linear_loss(
 
     Under autocast products are in its dtype, and losses, soft-maxes and the weight's gradient in fp32.
     """
+    if chunk_rows is None:
+        chunk_rows = chunk_rows_for(weight)
     if chunk_rows < 1:
         raise ValueError("chunk_rows must be at least 1")
     dtype = _compute_dtype(hidden)
