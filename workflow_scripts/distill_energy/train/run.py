@@ -117,12 +117,14 @@ def save_student(setup: Setup, weights: dict[str, torch.Tensor], folder: Path) -
 
 @torch.no_grad()
 def probe_logits(model: Any) -> torch.Tensor:
-    """Logits of a model on a few tokens, in float32 on the host."""
+    """Logits of a model on a few tokens, in float32 on the host. A compiled one is asked without compiling anew for
+    the dtype in which it is saved."""
     device = model.get_input_embeddings().weight.device
     rows = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(24, device=device) * 37 % rows)[None]
     training = model.training
-    logits = model.eval()(input_ids=ids, use_cache=False).logits[0].float().cpu()
+    with torch.compiler.set_stance("force_eager"):
+        logits = model.eval()(input_ids=ids, use_cache=False).logits[0].float().cpu()
     model.train(training)
     return logits
 
