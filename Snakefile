@@ -20,6 +20,7 @@ if not workflow.overwrite_configfiles:
 
 
 include: "rules/common.smk"
+include: "rules/preflight.smk"
 include: "rules/prerun.smk"
 include: "rules/preprocess.smk"
 include: "rules/teacher.smk"

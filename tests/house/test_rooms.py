@@ -26,6 +26,7 @@ ROOMS = (
     ("ledger",),
     ("answer",),
     ("forecast",),
+    ("preflight",),
     ("published",),
     ("report",),
     ("__main__",),

@@ -10,7 +10,7 @@ import pytest
 from distill_energy.store import sidecar as schema
 from distill_energy.store.artifact import damage
 
-from .conftest import Workflow
+from .conftest import TINY, Workflow
 
 TEACHER = {"teacher_logits", "teacher_generation"}
 TARGETS = [
@@ -105,6 +105,15 @@ def test_teacher_parameter_plans_its_dependents_and_back_plans_nothing(clone):
     clone.edit(lambda d: d["teacher"]["logits"].update(head=8))
     measured = {"prerun", "preprocess_data", "teacher_logits", "teacher_generation", "student_training", "evaluation"}
     assert not measured & set(clone.planned())
+
+
+def test_what_is_known_to_be_wrong_is_said_before_any_job(tmp_path):
+    workflow = Workflow(tmp_path)
+    shutil.copy(TINY, workflow.config)
+    workflow.edit(lambda d: d["datasets"]["demo"].update(max_length=4096))
+    done = workflow.run("results/pareto.pdf", check=False)
+    assert done.returncode and "beyond the 2048 positions of model big" in done.stdout + done.stderr
+    assert not list(tmp_path.glob("results/*/*/*/energy.json"))
 
 
 def test_scripts_touched_metadata_lost_keys_reordered(finished, clone, tmp_path):

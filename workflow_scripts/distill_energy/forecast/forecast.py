@@ -129,6 +129,7 @@ def _draw(rng, span: Range, size: int, shared=None):
     low, mode, high = (math.log(max(v, 1e-12)) for v in span)
     if high - low < 1e-9:
         return np.full(size, math.exp(mode))
+    mode = min(max(mode, low), high)
     u = rng.random(size) if shared is None else shared
     cut = (mode - low) / (high - low)
     left = low + np.sqrt(u * (high - low) * (mode - low))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..answer.aggregate import answer, read_options
-from ..config.load import load_config
+from ..config.load import load_config, parse_config
 from ..errors import UserError
 from ..ledger.rows import OUTSIDE
 from ..published.importer import import_runs
@@ -44,6 +46,11 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     check.add_argument("roots", nargs="+", type=Path, help="results folders (and a teacher store)")
     check.add_argument("--repair", action="store_true", help="print what to remove so that it is made again")
     check.set_defaults(run=run_verify)
+
+    before = commands.add_parser("preflight", help="what can be known to be wrong before anything is paid for")
+    before.add_argument("config", type=Path, help="config.yaml, or - for JSON on standard input")
+    before.add_argument("--results", type=Path, default=Path("results"), help="the results folder")
+    before.set_defaults(run=run_preflight)
 
     replay = commands.add_parser("replay", help="the published stage table through the same accounting")
     replay.add_argument("table", type=Path, help="configs/paper_table.yaml")
@@ -85,6 +92,27 @@ def run_verify(options: argparse.Namespace) -> int:
             print(f"rm {folder}/energy.json   # then run Snakemake: what is not whole is made again")
     print("whole" if not findings else f"{len(findings)} wrong")
     return 1 if findings else 0
+
+
+def run_preflight(options: argparse.Namespace) -> int:
+    """Print what was looked at and what is wrong, a line each; 1 if anything is."""
+    from ..plan import build_plan
+    from ..preflight import preflight  # loads torch and transformers
+
+    if str(options.config) == "-":  # a configuration that Snakemake has read already
+        config, name = parse_config(json.load(sys.stdin)), "preflight"
+    else:
+        config, name = load_config(options.config), str(options.config)
+    found = preflight(config, build_plan(config, str(options.results)), options.results)
+    for line in found.checked if name != "preflight" else ():
+        print(f"looked at: {line}")
+    for line in found.warnings:
+        print(f"{name}: warning: {line}")
+    for line in found.wrong:
+        print(f"{name}: wrong: {line}")
+    known = "nothing is wrong, as far as can be known before it runs"
+    print(f"{name}: {f'{len(found.wrong)} wrong; nothing was spent' if found.wrong else known}")
+    return 1 if found.wrong else 0
 
 
 def run_import(options: argparse.Namespace) -> int:
@@ -130,7 +158,6 @@ def run_summary(options: argparse.Namespace) -> int:
         raise UserError(f"{options.roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
     if options.csv:
         import csv
-        import sys
 
         writer = csv.DictWriter(sys.stdout, list(summary[0]) if summary else ["group"])
         writer.writeheader()

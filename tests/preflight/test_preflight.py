@@ -1,0 +1,237 @@
+"""What is wrong with a study is said before anything is paid for, each thing in one line."""
+
+import copy
+import http.server
+import json
+import socket
+import threading
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config
+
+from distill_energy.config import parse_config
+from distill_energy.errors import UserError
+from distill_energy.models.tiny import tiny_config, tiny_tokenizer
+from distill_energy.plan import build_plan
+from distill_energy.preflight import check_judge, check_memory, check_weights, preflight
+
+
+@pytest.fixture
+def study(repo, tmp_path):
+    """The smoke configuration with its models as folders: (data, folder of the teacher, folder of the student)."""
+    data = yaml.safe_load((repo / "configs" / "smoke.yaml").read_text())
+    folders = {}
+    for name, layers in (("big", 2), ("small", 1)):
+        folders[name] = tmp_path / name
+        torch.manual_seed(0)
+        LlamaForCausalLM(tiny_config({"layers": layers})).save_pretrained(folders[name])
+        tiny_tokenizer().save_pretrained(folders[name])
+        data["models"][name] = {"source": "folder", "path": str(folders[name])}
+    return data, folders["big"], folders["small"]
+
+
+def wrong(data, tmp_path):
+    config = parse_config(copy.deepcopy(data))
+    return preflight(config, build_plan(config, str(tmp_path / "results")), tmp_path / "results").wrong
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def only(found, *words):
+    assert len(found) == 1, found
+    assert all(word in found[0] for word in words), found
+    assert "\n" not in found[0]
+
+
+def test_nothing_is_wrong_with_a_study_that_runs(study, tmp_path):
+    assert wrong(study[0], tmp_path) == []
+
+
+def test_another_chat_template(study, tmp_path):
+    data, _, small = study
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "helper")
+    tokenizer.save_pretrained(small)
+    only(wrong(data, tmp_path), "student small", "chat template", "models.small.tokenizer")
+    data["models"]["small"]["tokenizer"] = data["models"]["big"]["path"]
+    assert wrong(data, tmp_path) == []
+
+
+def test_another_tokenizer(study, tmp_path):
+    data, _, small = study
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(small)
+    only(wrong(data, tmp_path), "student small", "tokenizer")
+
+
+def test_a_student_that_its_labels_never_stop(study, tmp_path):
+    """A base student ends its text otherwise than the teacher's chat turns end."""
+    data, _, small = study
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(small)
+    edit(small / "generation_config.json", eos_token_id=0)
+    found = wrong(data, tmp_path)
+    assert any("never stop" in line and "<|im_end|>" in line for line in found), found
+
+
+def test_positions(study, tmp_path):
+    data, _, small = study
+    edit(small / "config.json", max_position_embeddings=128)
+    only(wrong(data, tmp_path), "dataset demo", "max_length 256", "128 positions of model small")
+
+
+@pytest.mark.parametrize("harm", ["cut", "pointer", "missing", "header"])
+def test_damaged_weights(study, tmp_path, harm):
+    data, big, _ = study
+    path = big / "model.safetensors"
+    content = path.read_bytes()
+    if harm == "cut":
+        path.write_bytes(content[:-7])
+    elif harm == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    elif harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:8] + b"x" * (len(content) - 8))
+    word = {"cut": "cut off", "pointer": "git LFS pointer", "missing": "no weights", "header": "damaged"}[harm]
+    only(wrong(data, tmp_path), "model big", word)
+
+
+def test_a_shard_that_is_missing(tmp_path):
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config({"layers": 2})).save_pretrained(tmp_path, max_shard_size="40KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    check_weights(tmp_path)
+    shards[-1].unlink()
+    with pytest.raises(UserError, match=f"{shards[-1].name} is missing"):
+        check_weights(tmp_path)
+
+
+def test_what_is_no_causal_language_model(study, tmp_path):
+    data, big, _ = study
+    T5Config(d_model=8, num_layers=1, num_heads=1, d_kv=8, d_ff=8, vocab_size=384).save_pretrained(big)
+    only(wrong(data, tmp_path), "model big", "encoder-decoder")
+    (big / "config.json").write_text(json.dumps({"model_type": "of-nobody"}))
+    only(wrong(data, tmp_path), "model big", "of-nobody")
+
+
+def test_a_quantisation_without_its_package(study, tmp_path):
+    data, big, _ = study
+    edit(big / "config.json", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 32})
+    only(wrong(data, tmp_path), "model big", "gptq")
+
+
+def test_learned_positions_are_limits_too(study, tmp_path):
+    data, _, small = study
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=384, n_positions=64, n_embd=8, n_layer=1, n_head=1, eos_token_id=2)
+    ).save_pretrained(small)
+    only(wrong(data, tmp_path), "64 positions of model small")
+
+
+def test_logits_that_an_output_layer_does_not_give(study, tmp_path, monkeypatch):
+    """Asked of the architecture itself, on one layer of it."""
+    data, _, _ = study
+    whole = LlamaForCausalLM.forward
+
+    def bent(self, *args, **kwargs):
+        out = whole(self, *args, **kwargs)
+        out.logits = out.logits + torch.arange(out.logits.shape[-1])
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", bent)
+    found = wrong(data, tmp_path)
+    assert any("model big" in line and "output layer" in line for line in found), found
+
+
+def test_rows_that_the_template_refuses(study, tmp_path):
+    data, big, small = study
+    for folder in (big, small):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+            "{% endfor %}" + tokenizer.chat_template
+        )
+        tokenizer.save_pretrained(folder)
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"role": r, "content": "a"} for r in ("user", "tool", "assistant")]
+    rows.write_text(json.dumps({"messages": turns}) + "\n")
+    data["datasets"]["demo"] = {
+        "source": "files", "path": str(rows), "format": "messages", "n_train": 1, "n_validation": 1, "max_length": 64,
+    }  # fmt: skip
+    only(wrong(data, tmp_path), "dataset demo", "rows.jsonl, row 1", "no tools here")
+    rows.unlink()
+    only(wrong(data, tmp_path), "dataset demo", "rows.jsonl: none found")
+
+
+def test_tokens_beyond_the_embedding(study, tmp_path):
+    """Chat tokens that were added to the tokenizer and not to the model."""
+    data, big, small = study
+    for folder in (big, small):
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+        tokenizer.chat_template = "<turn>" + tokenizer.chat_template
+        tokenizer.save_pretrained(folder)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n")
+    data["datasets"]["demo"] = {
+        "source": "files", "path": str(rows), "format": "prompt_response", "n_train": 1, "n_validation": 1,
+        "max_length": 64,
+    }  # fmt: skip
+    found = wrong(data, tmp_path)
+    assert any("token id 384" in line and "384 of model big" in line for line in found), found
+
+
+def test_memory(study, tmp_path):
+    config = parse_config(study[0])
+    node = build_plan(config, str(tmp_path / "results")).of("student_training")[0]
+
+    class Large:
+        readable, parameters = True, 13_000_000_000
+
+    with pytest.raises(UserError, match=r"at least 104\.0 GB, the GPU has 80\.0"):
+        check_memory(node, Large(), (80 * 10**9, "the GPU"))
+    check_memory(node, Large(), (200 * 10**9, "the GPU"))
+
+
+def test_a_judge_that_does_not_answer(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    judge = {"kind": "openai", "model": "m", "base_url": f"http://127.0.0.1:{port}/v1", "api_key_env": "NO_SUCH_KEY"}
+    with pytest.raises(UserError, match=f"no server answers at http://127.0.0.1:{port}"):
+        check_judge(judge)
+    with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
+        check_judge({**judge, "base_url": None})
+    seen = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(401)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_SUCH_KEY", "secret")
+    check_judge({**judge, "base_url": f"http://127.0.0.1:{server.server_port}/v1"})
+    server.shutdown()
+    assert seen == [None]  # the key is not shown to find out whether somebody is there
+
+
+def test_a_large_model_is_not_drawn(study, tmp_path):
+    data, big, _ = study
+    edit(big / "config.json", hidden_size=16384, intermediate_size=65536, num_attention_heads=8, num_key_value_heads=8)
+    config = parse_config(data)
+    found = preflight(config, build_plan(config, str(tmp_path / "results")), tmp_path / "results")
+    assert any("asked when it is loaded" in line for line in found.checked)
+    assert LlamaConfig.from_pretrained(big).hidden_size == 16384

@@ -1,0 +1,496 @@
+"""What can be known before anything is paid for: models, tokenizers, templates, data, memory, disk, judges.
+
+Reads configurations, tokenizers and headers of files, no weights. All that is wrong is found at once, a line each.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from .config.schema import Config
+from .data.chat import accepted, check_tokenizer, encode_turns
+from .data.files import files_of
+from .data.formats import Filtered, Refused, read
+from .data.hub import read_rows
+from .errors import UserError
+from .forecast.forecast import plan_forecast
+from .kd.cache.checks import check_vocabulary
+from .models.fingerprint import template_hash, tokenizer_hash
+from .models.gguf import find_gguf
+from .models.logits import check_logits, output_layer
+from .models.packing import check_packing
+from .models.quiet import quiet
+from .models.sources import bare_model, folder_of, load_tokenizer, stop_ids
+from .pipelines import get
+from .plan.build import Plan
+from .plan.spec import StageSpec
+
+#: Rows of a data set that are put through the teacher's template.
+ROWS = 3
+#: Parameters of the largest one-layer copy that is drawn at random to ask a model for its logits.
+PROBE_PARAMETERS = 400_000_000
+#: Bytes a parameter takes at least in training: weights and gradients, by precision (the optimiser's comes on top).
+TRAINING_BYTES = {"bf16_autocast": 8, "fp32": 8, "bf16": 4, "bf16_stochastic": 4}
+ADAMW_BYTES = {"bf16_autocast": 8, "fp32": 8, "bf16": 4, "bf16_stochastic": 4}
+
+
+@dataclass
+class Found:
+    """What a preflight saw: ``wrong`` stops a study, ``warnings`` do not, ``checked`` says what was looked at."""
+
+    wrong: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+
+    def ask(self, check: Callable[[], Any], where: str = "") -> Any:
+        """``check()``, or None with its UserError noted once as wrong."""
+        try:
+            return check()
+        except UserError as error:
+            line = f"{where}: {error}" if where else str(error)
+            if line not in self.wrong:
+                self.wrong.append(line)
+            return None
+
+
+class Candidate:
+    """A configured model, asked for what its files say beside the weights."""
+
+    def __init__(self, name: str, spec: dict[str, Any], inputs: dict[str, Path]) -> None:
+        self.name, self.spec, self.inputs = name, spec, inputs
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The specification whose files are read: of a pruned model, its source's."""
+        spec = self.spec
+        while spec["source"] == "pruned":
+            spec = spec["of"]
+        return spec
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is anything to read yet: a GGUF model is converted by the study's first job."""
+        return self.origin["source"] != "gguf" or "model" in self.inputs
+
+    @cached_property
+    def bare(self) -> Any:
+        """The model on torch's meta device. Raises UserError in one line where there is none."""
+        try:
+            return bare_model(self.spec, self.inputs)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+            raise UserError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.spec, self.inputs)
+
+    @cached_property
+    def stops(self) -> list[int]:
+        config = None
+        if self.origin["source"] != "random":
+            name, options = folder_of(self.origin, self.inputs)
+            try:
+                config = GenerationConfig.from_pretrained(name, **options)
+            except OSError:  # not every model has one
+                config = None
+        return stop_ids(SimpleNamespace(generation_config=config), self.tokenizer)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the output layer."""
+        return int(output_layer(self.bare).weight.shape[0])
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.bare.parameters())
+
+    def check_files(self) -> None:
+        """Weights are there and whole by their headers. Raises UserError naming the file."""
+        if self.origin["source"] == "random":
+            return
+        place, _ = folder_of(self.origin, self.inputs)
+        if not Path(place).is_dir():
+            return  # the hub's: whole or refused when it is loaded
+        check_weights(Path(place))
+
+    def check_kind(self) -> None:
+        """A causal language model of transformers, with the package that its quantisation asks for."""
+        if self.origin["source"] != "random":
+            place, options = folder_of(self.origin, self.inputs)
+            try:
+                config = AutoConfig.from_pretrained(place, **options)
+            except (OSError, ValueError, KeyError, ImportError) as error:
+                raise UserError(f"its config cannot be read ({' '.join(str(error).split())[:120]})") from None
+            if getattr(config, "is_encoder_decoder", False):
+                raise UserError(f"is an encoder-decoder ({config.model_type}), not a causal language model")
+            method = _quantisation(config)
+            if method and (lacks := _lacking(method, config)):
+                raise UserError(f"is quantised with {method}: {lacks}")
+        output_layer(self.bare)
+
+    def probe(self) -> Any:
+        """A copy of one layer with random weights, or None where that is large."""
+        config = type(self.bare.config).from_dict(self.bare.config.to_dict())
+        text = config.get_text_config()
+        if getattr(text, "layer_types", None) and len(set(text.layer_types)) > 1:
+            return None  # one layer does not speak for the others
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            if isinstance(getattr(text, key, None), int):
+                setattr(text, key, 1)
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:1]
+        try:
+            with torch.device("meta"):
+                small = AutoModelForCausalLM.from_config(config)
+            if sum(p.numel() for p in small.parameters()) > PROBE_PARAMETERS:
+                return None
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        except (ValueError, RuntimeError, KeyError, AttributeError, TypeError):
+            return None  # it has a shape that cannot be cut like this; asked when it is loaded
+
+
+def _quantisation(config: Any) -> str | None:
+    stated = getattr(config, "quantization_config", None)
+    if not stated:
+        return None
+    stated = stated if isinstance(stated, dict) else stated.to_dict()
+    return str(stated.get("quant_method") or "an unnamed method")
+
+
+def _lacking(method: str, config: Any) -> str | None:
+    """Why a quantised model cannot be loaded here, in transformers' words; None if it can."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        AutoHfQuantizer.from_config(config.quantization_config, pre_quantized=True).validate_environment(
+            device_map=None, weights_only=True
+        )
+    except Exception as error:  # each method's own check raises what it likes
+        return " ".join(f"{error}".split())[:200]
+    return None
+
+
+def check_weights(folder: Path) -> None:
+    """Every safetensors file of a model folder has a whole header and the length that it states, and every shard of
+    the index is there. Raises UserError."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        try:
+            listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index}: is not an index of weights") from None
+        missing = [name for name in listed if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(listed)} files)")
+    elif not files and not list(folder.glob("pytorch_model*.bin")):
+        raise UserError(f"{folder}: holds no weights (*.safetensors)")
+    for path in files:
+        _check_header(path)
+
+
+def _check_header(path: Path) -> None:
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        start = handle.read(8)
+        if start.startswith(b"version "):
+            raise UserError(f"{path}: is a git LFS pointer, not the file: git lfs pull")
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            raise UserError(f"{path}: is cut off in its header ({size:,} bytes)")
+        try:
+            header = json.loads(handle.read(length))
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}: its header is damaged") from None
+    if 8 + length + end != size:
+        raise UserError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}: cut off or damaged")
+
+
+def candidates(plan: Plan, config: Config) -> dict[str, Candidate]:
+    """The models that stages load, by configured name. A GGUF model's prepared folder is used where it is whole."""
+    found: dict[str, Candidate] = {}
+    for node in (*plan.of("teacher_logits"), *plan.of("teacher_generation"), *plan.of("student_training")):
+        name = node.labels["student"] if node.stage == "student_training" else node.labels["teacher"]
+        found.setdefault(name, Candidate(name, node.params["model"], _inputs(node)))
+    for node in plan.of("evaluation"):
+        if node.params["model"]["source"] != "trained":
+            found.setdefault(
+                node.labels["teacher"], Candidate(node.labels["teacher"], node.params["model"], _inputs(node))
+            )
+    return found
+
+
+def _inputs(node: StageSpec) -> dict[str, Path]:
+    made = {item.role: Path(item.folder) for item in node.consumes}
+    folder = made.get("model")
+    return {"model": folder} if folder is not None and (folder / "energy.json").is_file() else {}
+
+
+def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found:
+    """Everything that is wrong with a study as far as it can be known now."""
+    quiet()
+    found = Found()
+    models = candidates(plan, config)
+    if any(model.origin["source"] == "hub" for model in models.values()) and not _hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # what is cached is read, without a minute of retries for each of the rest
+        found.warnings.append("the model hub does not answer: only what is cached is found")
+    models = {name: model for name, model in models.items() if _check_model(found, model, plan)}
+    for teacher, student in sorted({(n.labels["teacher"], n.labels["student"]) for n in plan.of("student_training")}):
+        if teacher in models and student in models:
+            _check_pair(found, models[teacher], models[student], plan)
+    for node in plan.of("preprocess"):
+        if "dataset" in node.params:
+            _check_data(found, node, models, config)
+    for node in plan.of("student_training"):
+        student = node.labels["student"]
+        found.ask(lambda node=node, name=student: check_memory(node, models.get(name)), f"model {student}")
+    _check_teacher_memory(found, plan, models)
+    _check_disk(found, config, root)
+    for name, benchmark in config.evaluation.benchmarks.items():
+        if (judge := getattr(benchmark, "judge", None)) is not None:
+            found.ask(lambda judge=judge: check_judge(judge.model_dump()), f"evaluation.benchmarks.{name}.judge")
+        for key in ("data", "reference"):
+            if (path := getattr(benchmark, key, None)) and not Path(path).expanduser().exists():
+                found.wrong.append(f"evaluation.benchmarks.{name}.{key}: {path} does not exist")
+        if benchmark.kind == "lm_eval" and importlib.util.find_spec("lm_eval") is None:
+            found.wrong.append(f"evaluation.benchmarks.{name}: the package lm_eval is not installed")
+    return found
+
+
+def _hub_answers(timeout_s: float = 5.0) -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    try:
+        with urllib.request.urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=timeout_s):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _check_model(found: Found, model: Candidate, plan: Plan) -> bool:
+    """Whether the model can be asked further: not before it is converted, nor if it is broken."""
+    where = f"model {model.name}"
+    if not model.readable:
+        found.ask(lambda: find_gguf(model.origin), where)
+        found.checked.append(f"{where}: GGUF, looked at once it is converted")
+        return False
+    before = len(found.wrong)
+    found.ask(model.check_files, where)
+    found.ask(model.check_kind, where)
+    if len(found.wrong) == before:  # the teacher's tokenizer makes the data, a student's must agree with it
+        teaches = any(n.labels.get("teacher") == model.name for n in plan.nodes.values())
+        found.ask(lambda: check_tokenizer(model.tokenizer, model.stops) if teaches else model.stops, where)
+    if len(found.wrong) > before:
+        return False
+    probe = model.probe()
+    if probe is None:
+        found.checked.append(f"{where}: {model.parameters:,} parameters; logits, packing: asked when it is loaded")
+    else:
+        found.ask(lambda: check_logits(probe), where)
+        trainings = [n for n in plan.of("student_training") if n.labels["student"] == model.name]
+        if any(n.params["training"]["packing"] for n in trainings):
+            found.ask(lambda: check_packing(probe), where)
+        found.checked.append(f"{where}: {model.parameters:,} parameters, logits as its output layer gives them")
+    return len(found.wrong) == before
+
+
+def _check_pair(found: Found, teacher: Candidate, student: Candidate, plan: Plan) -> None:
+    where = f"student {student.name}"
+    nodes = [n for n in plan.of("student_training") if n.labels["student"] == student.name]
+    needs = {get(n.params["pipeline"]["kind"]).needs for n in nodes}
+
+    def vocabulary() -> None:
+        ours, theirs = tokenizer_hash(student.tokenizer), tokenizer_hash(teacher.tokenizer)
+        if "teacher_logits" in needs:
+            check_vocabulary(theirs, teacher.rows, ours, student.rows, student.name, len(student.tokenizer))
+        elif ours != theirs:
+            raise UserError(
+                f"its tokenizer ({ours[:12]}) is not that of the teacher {teacher.name} ({theirs[:12]}), which the "
+                "data are made with"
+            )
+
+    def template() -> None:
+        if template_hash(student.tokenizer) != template_hash(teacher.tokenizer):
+            raise UserError(
+                f"its chat template is not that of the teacher {teacher.name}, which the data are made with: it would "
+                f"be asked otherwise than it was trained; set models.{student.name}.tokenizer to the teacher's"
+            )
+
+    def stop() -> None:
+        ends = labelled_end(teacher)
+        if ends is not None and ends not in student.stops:
+            text = teacher.tokenizer.decode([ends])
+            raise UserError(
+                f"answers in the data end with {text!r}, which does not stop it (its stop ids: "
+                f"{', '.join(map(str, student.stops))}): it would never stop; set models.{student.name}.tokenizer to "
+                "the teacher's, or name the token in its generation_config.json"
+            )
+
+    for check in (vocabulary, template, stop):
+        found.ask(check, where)
+
+
+def labelled_end(model: Candidate) -> int | None:
+    """The token that ends a label as the data are made."""
+    probe = [{"role": "user", "content": "One two"}, {"role": "assistant", "content": "three four"}]
+    try:
+        turns = encode_turns(model.tokenizer, probe, None, model.stops)
+    except UserError:
+        return None  # said by the check of the tokenizer
+    labels = [i for turn in turns for i, m in zip(turn.input_ids, turn.loss_mask, strict=True) if m]
+    return labels[-1] if labels else None
+
+
+def _check_data(found: Found, node: StageSpec, models: Mapping[str, Candidate], config: Config) -> None:
+    dataset, where = node.params["dataset"], f"dataset {node.labels['dataset']}"
+    teacher = models.get(config.teacher.model)
+    used = [models[n] for n in config.students if n in models] + ([teacher] if teacher else [])
+    for model in used:
+        if (limit := positions(model)) is not None and dataset["max_length"] > limit:
+            found.wrong.append(
+                f"{where}: max_length {dataset['max_length']} is beyond the {limit} positions of model {model.name}"
+            )
+    if dataset["source"] == "generated" or teacher is None:
+        return
+    rows = found.ask(lambda: list(islice(_first_rows(dataset), ROWS)), where)
+    if rows is None:
+        return
+    highest = found.ask(lambda: max((_highest(teacher, row, dataset["format"]) for row in rows), default=0), where)
+    for model in used if highest is not None else ():
+        if highest >= model.rows:
+            found.wrong.append(
+                f"{where}: token id {highest} of its rows is beyond the {model.rows} of model {model.name}"
+            )
+    found.checked.append(f"{where}: {len(rows)} rows through the template of {teacher.name}")
+
+
+def _first_rows(dataset: Mapping[str, Any]) -> Iterator[Any]:
+    if dataset["source"] == "files":
+        files_of(dataset["path"])
+    return read_rows(dict(dataset))
+
+
+def _highest(teacher: Candidate, row: Any, format_name: str) -> int:
+    """The largest token id of a row; 0 for one that its format leaves out or refuses (counted when they are read)."""
+    try:
+        item = read(row, format_name)
+        messages, _ = accepted(teacher.tokenizer, item.messages)
+        turns = encode_turns(teacher.tokenizer, messages, None, teacher.stops)
+    except (Filtered, Refused):
+        return 0
+    except UserError as error:
+        raise UserError(f"{getattr(row, 'place', 'a row')}: {error}") from None
+    return max((max(turn.input_ids) for turn in turns), default=0)
+
+
+def positions(model: Candidate) -> int | None:
+    """How many positions the model was made for; None where it does not say."""
+    config = model.bare.config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        if isinstance(value := getattr(config, key, None), int) and value > 0:
+            return value
+    return None
+
+
+def memory() -> tuple[int, str]:
+    """Bytes that one process may fill, and where: the smallest GPU, or the host."""
+    if torch.cuda.is_available():
+        sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+        return min(sizes), "the GPU"
+    return psutil.virtual_memory().total, "this host"
+
+
+def check_memory(node: StageSpec, model: Candidate | None, available: tuple[int, str] | None = None) -> None:
+    """A lower bound of what training holds (weights, gradients, AdamW's moments) fits. Raises UserError."""
+    if model is None:
+        return
+    training = node.params["training"]
+    precision = training["precision"]
+    trained = 0 if training.get("lora") else 1
+    each = TRAINING_BYTES[precision] * (1 if trained else 0.5)
+    if training["optimizer"] == "adamw" and trained:
+        each += ADAMW_BYTES[precision]
+    shares = (
+        (training.get("processes") or 1) * (training.get("nodes") or 1) if training.get("sharding") == "full" else 1
+    )
+    needs, (size, where) = model.parameters * each / shares, available or memory()
+    if needs > size:
+        raise UserError(
+            f"training it with {training['optimizer']} and precision {precision} takes at least {needs / 1e9:.1f} GB, "
+            f"{where} has {size / 1e9:.1f}; set training.precision: bf16_stochastic, optimizer: adafactor, sharding: "
+            "full or lora"
+        )
+
+
+def _check_teacher_memory(found: Found, plan: Plan, models: Mapping[str, Candidate]) -> None:
+    size, where = memory()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 1
+    for node in (*plan.of("teacher_logits"), *plan.of("teacher_generation")):
+        model = models.get(node.labels["teacher"])
+        if model is None:
+            continue
+        needs = model.parameters * (4 if node.params["dtype"] == "float32" else 2)
+        line = f"model {model.name}: its weights take {needs / 1e9:.1f} GB, {where} has {count * size / 1e9:.1f}"
+        if needs > size * count and line not in found.wrong:
+            found.wrong.append(line)
+
+
+def _check_disk(found: Found, config: Config, root: str | Path) -> None:
+    place = Path(root).resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    forecast = plan_forecast(config, root)
+    total = next((row for row in forecast.stages if row["stage"] == "total"), None)
+    if total is None:
+        return
+    if total["low_bytes"] > free:
+        found.wrong.append(
+            f"{root}: {free / 1e9:.1f} GB are free, the artifacts take at least {total['low_bytes'] / 1e9:.1f}"
+        )
+    elif total["likely_bytes"] > free:
+        found.warnings.append(
+            f"{root}: {free / 1e9:.1f} GB are free, the artifacts will likely take {total['likely_bytes'] / 1e9:.1f}"
+        )
+
+
+def check_judge(judge: Mapping[str, Any], timeout_s: float = 5.0) -> None:
+    """A judge's key is set and its server answers; a local one's folder is there. Raises UserError."""
+    if judge["kind"] == "local":
+        path = Path(judge["model"]).expanduser()
+        if (os.sep in judge["model"] and judge["model"].startswith((".", "/", "~"))) and not path.is_dir():
+            raise UserError(f"model {judge['model']} is not a folder")
+        return
+    if not judge["base_url"] and not os.environ.get(judge["api_key_env"]):
+        raise UserError(f"environment variable {judge['api_key_env']} is not set")
+    base = (judge["base_url"] or "https://api.openai.com/v1").rstrip("/")
+    parts = urlsplit(base)
+    try:  # no key goes with it: any answer of HTTP shows that the server is there
+        with urllib.request.urlopen(f"{base}/models", timeout=timeout_s):
+            return
+    except urllib.error.HTTPError:
+        return
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"no server answers at {parts.scheme}://{parts.netloc} ({reason})") from None
