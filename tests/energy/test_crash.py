@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill_energy.energy import Meter, MeterConfig, attempts_of, fold_attempts
@@ -471,3 +472,128 @@ def test_codecarbon_stage_killed(tmp_path):
     (attempt,) = attempts_of(tmp_path / "a")
     cpu = next(c for c in attempt.components if c.component == "cpu")
     assert attempt.outcome == "killed" and cpu.source == "estimated" and cpu.gross_j > 0
+
+
+def test_lines_that_a_full_disk_refuses_outlive_both_processes(tmp_path, monkeypatch):
+    """The stage and its sampler are gone before there was room: the lines are read from another disk."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "refuge"))
+    (tmp_path / "refuge").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    pid = os.fork()
+    if pid == 0:
+        writer = journals.JournalWriter(tmp_path / "j")
+        for k in range(10):
+            writer.write({"r": "tick", "t": k})
+        real = os.write
+
+        def full(fd, data):  # the journal's disk takes half a line and no more, the refuge's has room
+            if fd == writer.fd:
+                if writer.begun is None:
+                    return real(fd, data[:5])
+                raise OSError(28, "No space left on device")
+            return real(fd, data)
+
+        os.write = full
+        for k in range(10, 40):
+            writer.write({"r": "tick", "t": k})
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (soft, hard) == resource.getrlimit(resource.RLIMIT_FSIZE)
+    records, torn = journals.read(tmp_path / "j")
+    assert [r["t"] for r in records] == list(range(40))
+    assert torn == 1  # the half that the disk took
+
+
+def test_refuge_is_left_when_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    writer = journals.JournalWriter(tmp_path / "j")
+    real, room = os.write, [False]
+
+    def write(fd, data):
+        if fd == writer.fd and not room[0]:
+            raise OSError(28, "No space left on device")
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    writer.write({"r": "tick", "t": 1})
+    assert writer.refuge.exists() and writer.refuge.stat().st_mode & 0o077 == 0
+    refuge = writer.refuge
+    room[0] = True
+    writer.write({"r": "tick", "t": 2})
+    writer.close()
+    assert not refuge.exists()
+    assert [r["t"] for r in journals.read(tmp_path / "j")[0]] == [1, 2]
+
+
+def test_refuge_is_no_link_of_somebody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for place in journals.refuges(tmp_path / "j"):
+        place.symlink_to(victim)
+    writer = journals.JournalWriter(tmp_path / "j")
+    real = os.write
+    monkeypatch.setattr(
+        os, "write", lambda fd, data: real(fd, data) if fd != writer.fd else (_ for _ in ()).throw(OSError)
+    )
+    writer.write({"r": "tick", "t": 1})
+    assert victim.read_text() == "precious" and writer.refuge is None
+
+
+def closed_journal(folder: Path) -> Path:
+    with Meter(folder, MeterConfig(0.05, cpu="off")) as meter:
+        time.sleep(0.25)
+    return meter.folder / journals.NAME
+
+
+@pytest.mark.parametrize("harm", ["emptied", "zeroed", "garbage", "no opening"])
+def test_damaged_journal_of_an_earlier_attempt_is_unknown_and_named(gpus, tmp_path, harm):
+    gpus.add(Power("const", 300.0))
+    path = closed_journal(tmp_path / "a")
+    size = path.stat().st_size
+    path.write_bytes(
+        {
+            "emptied": b"",
+            "zeroed": bytes(size),
+            "garbage": os.urandom(size),
+            "no opening": path.read_bytes().split(b"\n", 1)[1],
+        }[harm]
+    )
+    closed_journal(tmp_path / "a")
+    damaged, whole = sorted(attempts_of(tmp_path / "a"), key=lambda a: a.outcome == "completed")
+    assert damaged.outcome == "killed" and str(path) in damaged.reason
+    assert whole.components[0].gross_j is not None
+    energy, quality, _ = fold_attempts([damaged, whole])
+    assert energy.gross_j is None and "damaged" in energy.reason
+    assert energy.wasted_gross_j is None and "journal_damaged" in quality.flags
+    from distill_energy.energy import write_power
+
+    write_power(tmp_path / "a", tmp_path / "power.parquet")
+
+
+def test_a_flipped_bit_is_never_another_figure(gpus, tmp_path):
+    """300 flips anywhere: the energy is what it was to a sample's worth, or unknown; no KeyError at any retry."""
+    gpus.add(Power("const", 300.0))
+    path = closed_journal(tmp_path / "a")
+    data = path.read_bytes()
+    (true,) = attempts_of(tmp_path / "a")
+    random = np.random.default_rng(0)
+    unknown = 0
+    for position in random.integers(0, len(data) * 8, 300):
+        flipped = bytearray(data)
+        flipped[position // 8] ^= 1 << (position % 8)
+        path.write_bytes(flipped)
+        (attempt,) = attempts_of(tmp_path / "a")
+        joules = attempt.components[0].gross_j
+        if joules is None:
+            unknown += 1
+            continue
+        assert joules == pytest.approx(true.components[0].gross_j, abs=300.0 * 0.11), position
+    assert unknown < 300
+
+
+def test_journal_of_an_earlier_version_is_read(tmp_path):
+    """Lines without checksums."""
+    (tmp_path / "j").write_text('{"r":"tick","t":1}\n{"r":"tick","t":2}\n{"r":"ti')
+    assert journals.read(tmp_path / "j") == ([{"r": "tick", "t": 1}, {"r": "tick", "t": 2}], 1)

@@ -24,7 +24,8 @@ ABANDONED_S = 60.0  # a journal on another host that was not written for so long
 def attempts_of(folder: str | Path) -> list[schema.Attempt]:
     """Every attempt recorded under ``folder``, oldest first. Journals that nobody closed are closed here.
 
-    An attempt whose window never began (killed while the meter started) spent nothing that is counted: left out.
+    An attempt whose window never began (killed while the meter started) spent nothing that is counted: left out. One
+    whose journal is damaged beyond reading spent an unknown energy, with the file's name as the reason.
     """
     found = []
     for path in sorted(Path(folder).glob(f"*/{journal.NAME}")):
@@ -41,7 +42,30 @@ def read_attempt(path: Path) -> schema.Attempt | None:
     silent_s = None
     if records and not any(record["r"] == "end" for record in records):
         silent_s = time.time() - path.stat().st_mtime
-    return build_attempt(records, torn, silent_s)
+    try:
+        attempt = build_attempt(records, torn, silent_s)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        return _damaged(path, f"{type(error).__name__}: {error}".splitlines()[0][:120])
+    if attempt is None and (torn or (path.parent / journal.BEGUN).exists()):
+        return _damaged(path, f"{torn} of its lines are not whole" if torn else "it is empty")
+    return attempt
+
+
+def _damaged(path: Path, why: str) -> schema.Attempt:
+    """An attempt of which the journal tells no energy: it spent something, and nobody knows how much."""
+    reason = f"the journal {path} is damaged ({why})"
+    stamp = utc(path.stat().st_mtime)
+    return schema.Attempt(
+        id=path.parent.name,
+        host="unknown",
+        start_utc=stamp,
+        end_utc=stamp,
+        start_mono_s=0.0,
+        outcome="killed",
+        reason=reason,
+        components=[schema.Component(component="cpu", source="unavailable", in_total=True, reason=reason)],
+        quality=schema.Quality(flags=["journal_damaged"], notes=[reason]),
+    )
 
 
 def build_attempt(

@@ -117,6 +117,8 @@ class Meter:
         go = self._command({"c": "go"})
         if go is None:
             raise UserError(f"the sampler ended at its start: see {self.folder / 'sampler.log'}")
+        with contextlib.suppress(OSError):  # a full disk: the journal itself then says it
+            (self.folder / journal.BEGUN).touch()
         threading.Thread(target=self._watch, args=(self._sampler,), daemon=True, name="distill-energy-watch").start()
         self.start_up_s = time.monotonic() - began - self.waited_s
         return self
@@ -324,7 +326,7 @@ class Meter:
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         """Write to the journal in the dead sampler's place."""
-        self._append([json.dumps(record).encode() + b"\n" for record in records], heal=True)
+        self._append([journal.encode(record) for record in records], heal=True)
 
     def _append(self, lines: list[bytes], heal: bool, begun: bytes | None = None) -> None:
         """Append lines to the journal; what the disk refuses is kept in memory for this process's own reading.

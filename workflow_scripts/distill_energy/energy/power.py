@@ -23,7 +23,13 @@ def write_power(attempts_dir: str | Path, path: str | Path) -> None:
     columns: dict[str, list[Any]] = {name: [] for name in _KINDS}
     for file in sorted(Path(attempts_dir).glob(f"*/{journal.NAME}")):
         records, _ = journal.read(file)
-        _append(columns, records + UNSAVED.get(file.resolve(), []))
+        before = {name: len(values) for name, values in columns.items()}
+        try:
+            _append(columns, records + UNSAVED.get(file.resolve(), []))
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError):
+            # damaged: the attempt says so (see ``attempts``), and its trace is left out
+            for name, values in columns.items():
+                del values[before[name] :]
     schema = pa.schema([(name, _kind(kind)) for name, kind in _KINDS.items()])
     atomic.write_parquet(path, pa.table(columns, schema=schema))
 
