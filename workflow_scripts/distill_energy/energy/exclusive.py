@@ -6,9 +6,11 @@ And a register of the meters that run, so that a CPU package that several stages
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +20,7 @@ from ..store.lock import take
 #: One for all users and jobs of the host, whatever TMPDIR says.
 FOLDER = "/tmp/distill-energy-locks"
 FOLDER_VARIABLE = "DISTILL_ENERGY_LOCKS"  # environment: another folder
+NOTE = 32  # bytes of a lock file: its holder's process
 HELD = "DISTILL_ENERGY_GPUS_HELD"  # environment: GPUs that this process or one that started it holds
 
 
@@ -50,8 +53,7 @@ class DeviceLocks:
 
             take(descriptor, waiting, poll_s)
             with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                os.pwrite(descriptor, str(os.getpid()).encode().ljust(NOTE), 0)
             self.held.append(descriptor)
         os.environ[HELD] = ",".join(sorted(inherited | set(uuids)))
         return time.monotonic() - began
@@ -60,10 +62,15 @@ class DeviceLocks:
         make_shared(self.folder)
         path = self.folder / f"{name}.lock"
         with contextlib.suppress(FileExistsError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
             os.fchmod(descriptor, 0o666)
             return descriptor
-        return os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size > NOTE:
+            os.close(descriptor)
+            raise OSError(errno.EPERM, "something else lies in a lock's place", str(path))
+        return descriptor
 
     def release(self) -> None:
         if not self.held:
@@ -81,10 +88,13 @@ def _holder(descriptor: int) -> str:
 
 
 def make_shared(folder: Path) -> None:
-    """A folder that every user of the host may add to."""
+    """A folder that every user of the host may add to. Raises OSError if a link lies in its place: whoever put it
+    there chooses what is written."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(parents=True)
         folder.chmod(0o1777)
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise OSError(errno.ENOTDIR, "is a link or a file, not a folder", str(folder))
 
 
 class MeterRegister:
@@ -97,7 +107,7 @@ class MeterRegister:
         make_shared(self.folder)
         self.pid = pid
         self.path = self.folder / f"{pid}.{os.getpid()}.{time.time_ns()}"
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def others(self) -> list[int]:
@@ -111,7 +121,7 @@ class MeterRegister:
 
     def _locked(self, path: Path) -> bool:
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError:
             return False
         try:

@@ -7,6 +7,7 @@ them. The duplicate waits here and then finds the artifact made.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+
+#: A file system that has no ``flock``: some network ones, which may still have POSIX locks.
+UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+def _lock(file: Any) -> None:
+    """The exclusive lock, or BlockingIOError if somebody has it. Raises UserError where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError(*error.args) from None
+        place = os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}")
+        raise UserError(
+            f"{place}: its file system has no locks ({error.strerror}); two jobs could make one artifact at once. Put "
+            "results on one that has (NFS v4, Lustre with -o flock, a local disk)"
+        ) from None
+
 
 def take(file: Any, waiting: Callable[[], None], poll_s: float) -> bool:
     """Take the exclusive ``flock`` of an open file, however long that lasts. Returns whether another process had it;
@@ -23,7 +49,7 @@ def take(file: Any, waiting: Callable[[], None], poll_s: float) -> bool:
     waited = False
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
             return waited
         except BlockingIOError:
             if not waited:
