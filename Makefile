@@ -27,17 +27,17 @@ $(INSTALLED): $(REQUIREMENTS) envs/requirements-nodeps.txt pyproject.toml
 	touch $@
 
 pareto: $(INSTALLED) ## the main job: energy against quality, everything counted
-	$(SNAKEMAKE) results/pareto.pdf results/report.html $(CONFIGURED)
-	$(BIN)/python -m distill_energy summary results/ --brief
+	$(SNAKEMAKE) answer $(CONFIGURED)
+	$(BIN)/python -m distill_energy summary results/ --brief $(if $(CONFIG),--config $(CONFIG))
 
 all: $(INSTALLED) ## every figure, table and the report
 	$(SNAKEMAKE) all $(CONFIGURED)
 
 report: $(INSTALLED) ## the page alone: results/report.html
-	$(SNAKEMAKE) results/report.html $(CONFIGURED)
+	$(SNAKEMAKE) report $(CONFIGURED)
 
 forecast: $(INSTALLED) ## energy, time, storage and CO2e before they are spent: results/forecast.pdf
-	$(SNAKEMAKE) results/forecast.pdf $(CONFIGURED)
+	$(SNAKEMAKE) forecast $(CONFIGURED)
 
 paper: $(INSTALLED) ## the published table through the same code: results/paper/
 	$(SNAKEMAKE) results/paper/pareto.pdf $(CONFIGURED)

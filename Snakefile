@@ -33,11 +33,18 @@ include: "rules/forecast.smk"
 rule all:
     default_target: True
     input:
-        "results/pareto.pdf",
-        "results/stage_breakdown.pdf",
-        "results/amortization.pdf",
-        "results/ledger.parquet",
-        "results/summary.parquet",
-        "results/summary.csv",
-        "results/forecast.pdf",
-        "results/report.html",
+        f"{ANSWER}/pareto.pdf",
+        f"{ANSWER}/stage_breakdown.pdf",
+        f"{ANSWER}/amortization.pdf",
+        f"{ANSWER}/ledger.parquet",
+        f"{ANSWER}/summary.parquet",
+        f"{ANSWER}/summary.csv",
+        f"{ANSWER}/forecast.pdf",
+        f"{ANSWER}/report.html",
+
+
+# The answer and its page, wherever the configuration has them.
+rule answer:
+    input:
+        f"{ANSWER}/pareto.pdf",
+        f"{ANSWER}/report.html",

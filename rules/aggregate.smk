@@ -23,11 +23,11 @@ rule aggregate:
         sidecars=plan.sidecars,
         config=workflow.configfiles,
     output:
-        ledger="results/ledger.parquet",
-        summary="results/summary.parquet",
-        places="results/where_it_went.parquet",
+        ledger=f"{ANSWER}/ledger.parquet",
+        summary=f"{ANSWER}/summary.parquet",
+        places=f"{ANSWER}/where_it_went.parquet",
         csv=report(
-            "results/summary.csv",
+            f"{ANSWER}/summary.csv",
             caption="../report/summary.rst",
             category="Tables",
             labels={"table": "Summary"},
@@ -51,16 +51,16 @@ for figure, title in FIGURES.items():
         name:
             f"figure_{figure}"
         input:
-            ledger="results/ledger.parquet",
-            summary="results/summary.parquet",
+            ledger=f"{ANSWER}/ledger.parquet",
+            summary=f"{ANSWER}/summary.parquet",
         output:
             pdf=report(
-                f"results/{figure}.pdf",
+                f"{ANSWER}/{figure}.pdf",
                 caption=f"../report/{figure}.rst",
                 category="Figures",
                 labels={"figure": title},
             ),
-            png=f"results/{figure}.png",
+            png=f"{ANSWER}/{figure}.png",
         log:
             f"logs/figure-{figure}.log",
         localrule: True
@@ -74,13 +74,12 @@ for figure, title in FIGURES.items():
 
 rule report:
     input:
-        ledger="results/ledger.parquet",
-        summary="results/summary.parquet",
-        figures=expand("results/{figure}.png", figure=FIGURES)
-        + ["results/measured/forecast.png"],
+        ledger=f"{ANSWER}/ledger.parquet",
+        summary=f"{ANSWER}/summary.parquet",
+        figures=[f"{ANSWER}/{figure}.png" for figure in (*FIGURES, "measured/forecast")],
     output:
         report(
-            "results/report.html",
+            f"{ANSWER}/report.html",
             caption="../report/page.rst",
             category="The answer",
             labels={"page": "Report"},

@@ -51,6 +51,11 @@ except UserError as error:
 # The environment of every job under --sdm conda: cpu (default) or cuda.
 ENVIRONMENT = f"../envs/{os.environ.get('DISTILL_ENERGY_ENV', 'cpu')}.yaml"
 
+# Where this study's answer lies: artifacts are shared by version, answers are not.
+ANSWER = (
+    f"results/experiments/{settings.experiment}" if settings.experiment else "results"
+)
+
 TEACHER_ROOT = local_root(settings.teacher_store)
 
 

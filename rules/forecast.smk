@@ -9,16 +9,17 @@ localrules:
 
 rule forecast:
     input:
-        [ancient(node.sidecar) for node in plan.of("prerun")],
+        prerun=[ancient(node.sidecar) for node in plan.of("prerun")],
+        config=workflow.configfiles,
     output:
         pdf=report(
-            "results/forecast.pdf",
+            f"{ANSWER}/forecast.pdf",
             caption="../report/forecast.rst",
             category="Figures",
             labels={"figure": "Forecast"},
         ),
-        png="results/forecast.png",
-        csv="results/forecast.csv",
+        png=f"{ANSWER}/forecast.png",
+        csv=f"{ANSWER}/forecast.csv",
     log:
         "logs/forecast.log",
     conda:
@@ -31,16 +32,17 @@ rule forecast:
 
 rule forecast_check:
     input:
-        ledger="results/ledger.parquet",
+        ledger=f"{ANSWER}/ledger.parquet",
+        config=workflow.configfiles,
     output:
         pdf=report(
-            "results/measured/forecast.pdf",
+            f"{ANSWER}/measured/forecast.pdf",
             caption="../report/forecast.rst",
             category="Figures",
             labels={"figure": "Forecast beside the measurement"},
         ),
-        png="results/measured/forecast.png",
-        csv="results/measured/forecast.csv",
+        png=f"{ANSWER}/measured/forecast.png",
+        csv=f"{ANSWER}/measured/forecast.csv",
     log:
         "logs/forecast_check.log",
     conda:

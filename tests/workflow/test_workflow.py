@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +108,38 @@ def test_teacher_parameter_plans_its_dependents_and_back_plans_nothing(clone):
     clone.edit(lambda d: d["teacher"]["logits"].update(head=8))
     measured = {"prerun", "preprocess_data", "teacher_logits", "teacher_generation", "student_training", "evaluation"}
     assert not measured & set(clone.planned())
+
+
+def test_studies_with_a_name_share_artifacts_and_not_answers(clone):
+    """Another study in the same folder leaves the first one's answer as it was, and counts as reuse."""
+
+    def spent(folder):
+        table = pq.read_table(folder / "where_it_went.parquet").to_pandas()
+        return table.joules.sum(), set(table.place)
+
+    results = clone.folder / "results"
+    before, pareto = spent(results), (results / "pareto.pdf").read_bytes()
+    first = clone.config.read_text()
+    clone.edit(lambda d: d.update(experiment="second", seeds=[5], pipelines={"kd": d["pipelines"]["kd"]}))
+    clone.edit(lambda d: d.update(accounting={**d["accounting"], "baseline": "kd"}))
+    assert not TEACHER & set(clone.planned("answer"))
+    clone.run("answer")
+    second = results / "experiments" / "second"
+    assert (second / "report.html").exists() and (results / "pareto.pdf").read_bytes() == pareto
+    named = pq.read_table(second / "summary.parquet").to_pandas()
+    assert set(named.n_reuse) == {2}  # its own training and the first study's
+    assert "abandoned" not in spent(second)[1]
+    clone.config.write_text(first)
+    clone.run("results/summary.parquet", "--forcerun", "aggregate")
+    assert spent(results) == before
+    summary = pq.read_table(results / "summary.parquet").to_pandas()
+    assert set(summary[summary.pipeline == "kd"].n_reuse) == {2}
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_energy", "compare", str(results), str(second)],
+        env={**os.environ, "PYTHONPATH": str(clone.repo / "workflow_scripts")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "only in A" in done.stdout and "B/A" in done.stdout
 
 
 def test_what_is_known_to_be_wrong_is_said_before_any_job(tmp_path):

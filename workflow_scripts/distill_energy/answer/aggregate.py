@@ -17,6 +17,7 @@ from ..ledger.ledger import collect_rows, mark_current, problem_rows
 from ..ledger.rows import Problem, schema
 from ..store.atomic import replacing, write_parquet
 from ..store.remote import is_remote, synced
+from .experiments import listed_elsewhere, mark_elsewhere
 from .options import Options
 from .summary import Study, study, summary_of
 
@@ -87,8 +88,8 @@ def write_ledger(
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
-    """``config`` (its accounting and evaluation), ``current``, ``labels`` and ``roots`` of the last aggregate; empty
-    where there is none."""
+    """``config`` (its accounting and evaluation), ``current``, ``labels``, ``roots`` and ``others`` of the last
+    aggregate; empty where there is none."""
     try:
         text = (pq.read_schema(path).metadata or {}).get(OPTIONS_KEY, b"{}")
         return json.loads(text)
@@ -123,9 +124,10 @@ def answer(
     current: str | Path | Sequence[Sequence[str]] | None = None,
     config: Mapping[str, Any] | None = None,
     plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
+    others: Sequence[Sequence[str]] = (),
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Problem]]:
     """(ledger rows, summary rows, problems) of the sidecars under ``roots``, nothing written."""
-    found, problems = judge(roots, current=current, config=config, plan_labels=plan_labels)
+    found, problems = judge(roots, current=current, config=config, plan_labels=plan_labels, others=others)
     return list(found.rows), summary_of(found), problems
 
 
@@ -135,10 +137,15 @@ def judge(
     current: str | Path | Sequence[Sequence[str]] | None = None,
     config: Mapping[str, Any] | None = None,
     plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
+    others: Sequence[Sequence[str]] = (),
 ) -> tuple[Study, list[Problem]]:
-    """The study of the sidecars under ``roots`` and the problems found."""
+    """The study of the sidecars under ``roots`` and the problems found. ``others``: artifacts that other studies in the
+    same folder list (see ``experiments``)."""
     rows, problems = collect_rows([Path(r) for r in roots], plan_labels)
-    problems += mark_current(rows, load_current(current))
+    listed = load_current(current)
+    if listed is not None:
+        mark_elsewhere(rows, others, listed)
+    problems += mark_current(rows, listed)
     apply_grid(rows, (config or {}).get("energy"))
     return study(rows, Options.from_config(config)), problems
 
@@ -158,12 +165,16 @@ def main(
     date). ``config`` is the validated configuration as a plain mapping.
     """
     roots = [synced(root, results_root) if is_remote(str(root)) else root for root in roots]
-    found, problems = judge([results_root, *roots], current=current, config=config, plan_labels=plan_labels)
+    others = listed_elsewhere(Path(out["ledger"]).parent, lambda folder: read_options(folder / "ledger.parquet"))
+    found, problems = judge(
+        [results_root, *roots], current=current, config=config, plan_labels=plan_labels, others=others
+    )
     rows, summary = list(found.rows), summary_of(found)
     for problem in problems:
         log(f"{problem.kind}: {problem.message}")
     used = {key: (config or {}).get(key) for key in ("accounting", "evaluation", "energy")}
     options = {"config": used, "current": load_current(current), "labels": plan_labels, "roots": list(map(str, roots))}
+    options["others"] = others
     write_ledger(out["ledger"], rows, problems, options)
     if "places" in out:
         write_parquet(out["places"], pa.Table.from_pylist(found.places, schema=PLACES_SCHEMA))

@@ -81,6 +81,11 @@ class Accounting(Section):
 class Config(Section):
     """The whole configuration."""
 
+    experiment: str | None = Field(
+        None,
+        description="name of the study: its answer lies in results/experiments/NAME, artifacts are shared by version; "
+        "null: the answer lies in results/ itself",
+    )
     energy: EnergyConfig = Field(default_factory=EnergyConfig)
     prerun: Prerun = Field(default_factory=Prerun)
     models: dict[str, Model]
@@ -106,6 +111,11 @@ class Config(Section):
         for name in value:
             check_name(name)
         return value
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment(cls, value: str | None) -> str | None:
+        return None if value is None else check_name(value)
 
     @field_validator("students", "seeds")
     @classmethod

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..answer.aggregate import answer, read_options
+from ..answer.aggregate import answer, read_options, read_summary
+from ..answer.experiments import FOLDER, compare, results_of
 from ..config.load import load_config, parse_config
 from ..errors import UserError
 from ..ledger.rows import OUTSIDE
@@ -39,6 +40,11 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     summary.add_argument("--csv", action="store_true", help="print the whole summary as CSV")
     summary.add_argument("--brief", action="store_true", help="the verdicts and the table, and where the page lies")
     summary.set_defaults(run=run_summary)
+
+    side = commands.add_parser("compare", help="two studies side by side: energies, Q, N* and what differs")
+    side.add_argument("a", type=Path, help="a results folder, or an experiment's (results/experiments/NAME)")
+    side.add_argument("b", type=Path)
+    side.set_defaults(run=run_compare)
 
     check = commands.add_parser(
         "verify", help="records, digests, provenance and conservation of results; exit status 1"
@@ -75,6 +81,48 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     forecast.add_argument("--out", type=Path, help="folder for forecast.pdf, .png and .csv")
     forecast.set_defaults(run=run_forecast)
     return parser
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Print the groups of two written summaries side by side."""
+    sides = []
+    for folder in (options.a, options.b):
+        if not (folder / "summary.parquet").is_file():
+            raise UserError(f"{folder}: holds no summary.parquet (run the study, or name results/experiments/NAME)")
+        sides.append(read_summary(folder / "summary.parquet"))
+    rows = compare(*sides)
+    factor, unit = energy_unit([row[f"{side}_e_kwh"] for row in rows for side in "ab"])
+
+    def shown(value, scale=1.0):
+        return "–" if value is None else number(value * scale)
+
+    table = [("group", f"A one-off ({unit})", "B", "B/A", "A Q", "B Q", "B−A", "A N*", "B N*", "")]
+    for row in rows:
+        stars = [
+            number(row[f"{side}_n_star"]) if row[f"{side}_n_star"] is not None else row[f"{side}_n_star_status"] or "–"
+            for side in "ab"
+        ]
+        table.append(
+            (
+                row["label"],
+                *(shown(row[f"{side}_e_kwh"], factor) for side in "ab"),
+                shown(row["energy_ratio"]),
+                *("–" if row[f"{side}_q"] is None else f"{row[f'{side}_q']:.3f}" for side in "ab"),
+                "–" if row["q_difference"] is None else f"{row['q_difference']:+.3f}",
+                *stars,
+                row["reason"] or "",
+            )
+        )
+    print(f"A: {options.a}\nB: {options.b}\n")
+    for line in columns(table):
+        print(line)
+    return 0
+
+
+def columns(table: list[tuple[str, ...]]) -> list[str]:
+    """Rows of texts with their columns aligned."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -148,11 +196,19 @@ def run_summary(options: argparse.Namespace) -> int:
     for root in options.roots:
         if not root.is_dir():
             raise UserError(f"{root}: is not a folder of results")
+    given = None if options.config is None else load_config(options.config)
+    if given is not None and given.experiment and options.roots[0].parent.name != FOLDER:
+        options.roots[0] = options.roots[0] / FOLDER / given.experiment
     used = {} if options.all else read_options(options.roots[0] / "ledger.parquet")
-    config = used.get("config") if options.config is None else load_config(options.config).model_dump(mode="json")
-    roots = [*options.roots, *(r for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in options.roots)]
+    config = used.get("config") if given is None else given.model_dump(mode="json")
+    own = [results_of(root) for root in options.roots]
+    roots = [*own, *(r for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in own)]
     rows, summary, problems = answer(
-        roots, current=options.current or used.get("current"), config=config, plan_labels=used.get("labels")
+        roots,
+        current=options.current or used.get("current"),
+        config=config,
+        plan_labels=used.get("labels"),
+        others=used.get("others", ()),
     )
     if not rows:
         raise UserError(f"{options.roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
@@ -195,8 +251,7 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
                 {True: "yes", False: "dominated", None: "–"}[row["on_front_oneoff"]],
             )
         )
-    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-    lines += ["", *("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table)]
+    lines += ["", *columns(table)]
     known = [r["total_j"] for r in rows if r["status"] not in OUTSIDE or "made_again" in r["flags"]]
     spent = sum(v for v in known if v is not None) / 3.6e6
     unknown = sum(v is None for v in known)

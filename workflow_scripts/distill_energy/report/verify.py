@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..answer.aggregate import judge, read_options
+from ..answer.experiments import results_of
 from ..errors import UserError
 from ..ledger.rows import OUTSIDE
 from ..store.artifact import damage
@@ -31,9 +32,14 @@ def verify(roots: Sequence[Path]) -> tuple[list[Finding], list[str]]:
     Raises UserError for a folder that holds no record.
     """
     used = read_options(roots[0] / "ledger.parquet")
+    roots = [results_of(root) for root in roots]
     every = [*roots, *(Path(r) for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in roots)]
     found, problems = judge(
-        every, current=used.get("current"), config=used.get("config"), plan_labels=used.get("labels")
+        every,
+        current=used.get("current"),
+        config=used.get("config"),
+        plan_labels=used.get("labels"),
+        others=used.get("others", ()),
     )
     rows = list(found.rows)
     if not rows:
