@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_energy.answer.breakeven import amortised, n_star, t_star, whole_reuses
+from distill_energy.answer.intervals import Difference, seeds_to_decide
 from distill_energy.answer.pareto import front
 
 
@@ -107,3 +108,30 @@ def test_a_point_without_quality_takes_no_part():
     assert verdicts["a"].on_front is None
     assert verdicts["c"].on_front is None
     assert verdicts["b"].on_front is True
+
+
+def test_the_seeds_advised_decide_as_often_as_they_say():
+    """Simulated: with that many seeds four of five experiments tell the saving from none, with two fewer not."""
+    random = np.random.default_rng(0)
+    saving, sd = 1.0, 1.2
+    found = Difference(saving, sd * math.sqrt(2 / 3), 4.0)
+    count = seeds_to_decide(found, 3)
+    assert 10 < count < 50
+
+    def decided(seeds):
+        trials = [
+            n_star(5.0, *(list(random.normal(mean, sd, seeds)) for mean in (10.0, 10.0 - saving))).status == "finite"
+            for _ in range(600)
+        ]
+        return sum(trials) / len(trials)
+
+    assert decided(count) == pytest.approx(0.8, abs=0.06)
+    assert decided(count - 6) < 0.78
+    assert seeds_to_decide(Difference(0.1, sd, 4.0), 3) is None  # a saving that is small beside the spread
+    assert seeds_to_decide(Difference(1.0, None, None), 1) is None
+
+
+def test_what_is_undecided_says_how_many_seeds_would_decide():
+    result = n_star(11.0, [6.0, 7.0], [5.0, 6.5], reuse=3)
+    assert result.status == "undecided" and result.seeds > 2
+    assert n_star(11.0, [6.0, 6.1, 6.2], [5.0, 5.1, 5.2]).seeds is None

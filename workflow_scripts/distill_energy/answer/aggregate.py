@@ -50,6 +50,7 @@ def summary_table(summary: Sequence[Mapping[str, Any]], options: Options | None 
     texts = {"q_by_benchmark", "t_star_reference", "source", "label", "group", "baseline_group", "teacher", "dataset"}
     texts |= {"pipeline", "hyperparameters", "student", "interval_reason", "equal_quality_metric", "execution"}
     counts = {"seeds", "n_reuse", "n_kept", "n_kept_runs", "sweep_runs", "student_params", "t_star_batch_size"}
+    counts |= {"seeds_to_decide"}
 
     def kind(name: str) -> pa.DataType:
         if name in texts or name.endswith(("_status", "_reason")):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .intervals import Spread, fieller, standard_error, t_cdf, t_quantile, welch
+from .intervals import Spread, fieller, seeds_to_decide, standard_error, t_cdf, t_quantile, welch
 from .intervals import difference as mean_difference
 
 Status = Literal["finite", "never", "undecided", "immediate", "until", "unknown"]
@@ -35,6 +35,7 @@ class BreakEven:
     saving_low: float | None = None
     saving_high: float | None = None
     probability: float | None = None  # that distilling pays at the real N
+    seeds: int | None = None  # of each arm, with which the sign of the saving would be decided (80% power)
     reason: str | None = None
 
 
@@ -101,7 +102,9 @@ def n_star(
     if low <= 0:
         # The set of N* compatible with the data is [teacher/high, ∞) and *never*.
         n_low = _ratio_low(teacher_j, saving, teacher_sd_j, difference.se, confidence, difference.df, high)
-        return BreakEven("undecided", point, n_low, None, reason="the interval of the saving spans zero", **common)
+        seeds = seeds_to_decide(difference, min(len(baseline_j), len(distill_j)), confidence)
+        reason = "the interval of the saving spans zero"
+        return BreakEven("undecided", point, n_low, None, reason=reason, seeds=seeds, **common)
     quantile = t_quantile(confidence, difference.df)
     ratio = fieller(teacher_j, saving, teacher_sd_j**2, difference.se**2, 0.0, quantile)
     return BreakEven("finite", point, max(ratio.low, 0.0), ratio.high, **common)

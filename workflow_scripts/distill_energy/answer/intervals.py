@@ -87,6 +87,31 @@ class Difference:
         return self.value - half, self.value + half
 
 
+#: Beyond so many seeds an arm, "more seeds" is no advice.
+MOST_SEEDS = 50
+
+
+def seeds_to_decide(
+    found: Difference, seeds: int, confidence: float = 0.95, power: float = 0.8, most: int = MOST_SEEDS
+) -> int | None:
+    """Seeds an arm with which a difference of the size and spread seen would be told from none with ``power``.
+
+    ``seeds``: an arm's now (the fewer). The power is that of the two-sided t test at ``confidence`` (non-central t;
+    Cohen 1988, ch. 2), with a standard error that falls with the root of the seeds. None if more than ``most`` would be
+    needed, or without a spread.
+    """
+    if not found.se or found.df is None or not found.value:
+        return None
+    from scipy.special import nctdtr
+
+    for count in range(seeds + 1, most + 1):
+        df = min(found.df + 2 * (count - seeds), 1e6)
+        centre = abs(found.value) / (found.se * math.sqrt(seeds / count))
+        if 1 - nctdtr(df, centre, t_quantile(confidence, df)) >= power:
+            return count
+    return None
+
+
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     """mean(first) − mean(second) with Welch's standard error; none if either has fewer than two values."""
     value = math.fsum(first) / len(first) - math.fsum(second) / len(second)

@@ -323,6 +323,7 @@ def _break_even(group: Group, base: Group | None, found: Study) -> dict[str, Any
         delta = quality.difference(group.quality, base.quality, options.confidence) if base else (None, None, None)
     return {
         **_columns("n_star", result),
+        "seeds_to_decide": result.seeds,
         **_n_star_flops(group, base),
         "saving_kwh": kwh(result.saving),
         "saving_low_kwh": kwh(result.saving_low),

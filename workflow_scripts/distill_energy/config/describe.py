@@ -22,6 +22,16 @@ An optional key whose default is `null` does not enter an artifact's version unt
 """
 
 
+def json_schema() -> dict[str, Any]:
+    """JSON schema of ``config.yaml`` (configs/schema.json), with which editors complete and check it."""
+    schema = Config.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "distill-energy configuration",
+    }
+
+
 def sections(annotation: Any) -> list[type[BaseModel]]:
     """The section classes inside a type, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

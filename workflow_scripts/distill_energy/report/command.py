@@ -10,12 +10,16 @@ from pathlib import Path
 
 from ..answer.aggregate import answer, read_options, read_summary
 from ..answer.experiments import FOLDER, compare, results_of
+from ..config.describe import json_schema
 from ..config.load import load_config, parse_config
 from ..errors import UserError
 from ..ledger.rows import OUTSIDE
 from ..published.importer import import_runs
 from ..store.sidecar import STAGES, read
+from .export import codecarbon, latex
 from .forecast import lines, make, write
+from .init import questions
+from .init import write as write_config
 from .paper import write_paper
 from .sentences import detail, energy, headline, sentence
 from .style import energy_unit, number
@@ -37,9 +41,20 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     )
     summary.add_argument("--current", type=Path, help="JSON list of [stage, name, version] to restrict the answer to")
     summary.add_argument("--all", action="store_true", help="every sidecar, not only those of the last aggregate")
-    summary.add_argument("--csv", action="store_true", help="print the whole summary as CSV")
+    forms = summary.add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print the whole summary as CSV")
+    forms.add_argument("--latex", action="store_true", help="print the table for LaTeX (booktabs)")
+    forms.add_argument("--codecarbon", action="store_true", help="print every execution with CodeCarbon's columns")
     summary.add_argument("--brief", action="store_true", help="the verdicts and the table, and where the page lies")
     summary.set_defaults(run=run_summary)
+
+    start = commands.add_parser("init", help="five questions become a configuration that validates, with its forecast")
+    start.add_argument("--out", type=Path, default=Path("mine.yaml"), help="file to write, which must not exist")
+    start.add_argument("--defaults", action="store_true", help="ask nothing")
+    start.set_defaults(run=run_init)
+
+    schema = commands.add_parser("schema", help="JSON schema of the configuration, for editors")
+    schema.set_defaults(run=run_schema)
 
     side = commands.add_parser("compare", help="two studies side by side: energies, Q, N* and what differs")
     side.add_argument("a", type=Path, help="a results folder, or an experiment's (results/experiments/NAME)")
@@ -81,6 +96,31 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     forecast.add_argument("--out", type=Path, help="folder for forecast.pdf, .png and .csv")
     forecast.set_defaults(run=run_forecast)
     return parser
+
+
+def run_init(options: argparse.Namespace) -> int:
+    """Ask, write, forecast."""
+
+    def ask(question: str, default: str) -> str:
+        if options.defaults:
+            return default
+        try:
+            return input(f"{question} [{default}]: ").strip() or default
+        except EOFError:
+            return default
+
+    config = write_config(options.out, questions(ask))
+    print(f"{options.out} is written. What it would take, from FLOPs and presets:\n")
+    for line in lines(make(config)):
+        print(line)
+    print(f"\nNext: snakemake --cores all results/pareto.pdf --configfile {options.out}")
+    return 0
+
+
+def run_schema(options: argparse.Namespace) -> int:
+    """Print the schema that pydantic validates with."""
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -218,6 +258,9 @@ def run_summary(options: argparse.Namespace) -> int:
         writer = csv.DictWriter(sys.stdout, list(summary[0]) if summary else ["group"])
         writer.writeheader()
         writer.writerows(summary)
+        return 0
+    if options.latex or options.codecarbon:
+        print(latex(summary) if options.latex else codecarbon(rows), end="")
         return 0
     for line in text_answer(rows, summary, problems, options.brief):
         print(line)

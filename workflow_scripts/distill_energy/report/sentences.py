@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..answer.breakeven import whole_reuses
+from ..answer.intervals import MOST_SEEDS
 from ..answer.labels import pipeline_name
 from .style import number
 
@@ -121,12 +122,24 @@ def detail(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | N
         elif equal == "undecided":
             text += "; at equal quality it is undecided whether it pays back"
         parts.append(text.replace("-", "−") + ".")
+    if text := _advice(row):
+        parts.append(text)
     if text := _operations(row):
         parts.append(text)
     own = row["t_star_reference"] is not None and row["t_star_reference"].endswith(f" {row['student']}")
     if (served := serving(row)) and not own:  # one architecture serves at one cost: a difference is noise
         parts.append(served)
     return " ".join(parts) or None
+
+
+def _advice(row: Mapping[str, Any]) -> str | None:
+    """How many seeds more would decide what is undecided."""
+    if row["n_star_status"] != "undecided" or row["n_star_low"] is None:
+        return None
+    if row["seeds_to_decide"] is None:
+        return f"More seeds alone would hardly decide it (more than {MOST_SEEDS}, from the spread seen)."
+    more = _plural(row["seeds_to_decide"] - row["seeds"], "more seed")
+    return f"{more} would decide whether it saves (80{PERCENT} power, from the spread seen)."
 
 
 def _operations(row: Mapping[str, Any]) -> str | None:
