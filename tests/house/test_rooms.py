@@ -16,6 +16,8 @@ ROOMS = (
     ("pipelines",),
     ("plan",),
     ("energy",),
+    ("measure",),
+    ("callbacks",),
     ("data",),
     ("kd",),
     ("stage",),

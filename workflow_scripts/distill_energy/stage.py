@@ -214,6 +214,7 @@ def _meter(spec: StageSpec, attempts: Path, inputs: dict[str, Path]) -> Any:
 
 def _sidecar(spec: StageSpec, out: Path, attempts: Path, results: dict[str, Any]) -> schema.Sidecar:
     from .energy import attempts_of, co2e, fold_attempts
+    from .energy.attempts import per_token
     from .energy.host import describe_hardware, describe_software
 
     tries = attempts_of(attempts)
@@ -247,21 +248,6 @@ def _sidecar(spec: StageSpec, out: Path, attempts: Path, results: dict[str, Any]
         results=results,
         created_utc=dt.datetime.now(dt.UTC).isoformat(),
     )
-
-
-def per_token(gross_j: float | None, reason: str | None, tokens: schema.Tokens) -> schema.PerToken:
-    """J/token over the kind of token that the stage is about: generated, else processed.
-
-    All attempts' joules are divided by all attempts' tokens, so that a stage that was killed and resumed stays
-    comparable with one that was not.
-    """
-    for kind in ("generated", "processed"):
-        count = getattr(tokens, kind)
-        if count:
-            if gross_j is None:
-                return schema.PerToken(divides_by=kind, reason=reason or "the energy is unknown")
-            return schema.PerToken(value=gross_j / count, divides_by=kind)
-    return schema.PerToken(reason="the stage counts no tokens")
 
 
 def _remote_store(spec: StageSpec) -> Any:

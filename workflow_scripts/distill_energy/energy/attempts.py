@@ -415,3 +415,18 @@ def _fold_tokens(attempts: Sequence[schema.Attempt]) -> schema.Tokens:
         counts = [value for a in attempts if (value := getattr(a.tokens, kind)) is not None]
         sums[kind] = sum(counts) if counts else None
     return schema.Tokens(**sums)
+
+
+def per_token(gross_j: float | None, reason: str | None, tokens: schema.Tokens) -> schema.PerToken:
+    """J/token over the kind of token that the stage is about: generated, else processed.
+
+    All attempts' joules are divided by all attempts' tokens, so that a stage that was killed and resumed stays
+    comparable with one that was not.
+    """
+    for kind in ("generated", "processed"):
+        count = getattr(tokens, kind)
+        if count:
+            if gross_j is None:
+                return schema.PerToken(divides_by=kind, reason=reason or "the energy is unknown")
+            return schema.PerToken(value=gross_j / count, divides_by=kind)
+    return schema.PerToken(reason="the stage counts no tokens")

@@ -17,7 +17,7 @@ from ..config.names import check_name
 from ..errors import UserError
 from ..store import atomic
 from ..store import sidecar as schema
-from .attempts import attempts_of, fold_attempts
+from .attempts import attempts_of, fold_attempts, per_token
 from .co2 import co2e
 from .config import MeterConfig
 from .host import describe_hardware, describe_software
@@ -33,6 +33,87 @@ class CommandFailed(Exception):
     """The command ended with another code than 0; its energy is recorded as wasted."""
 
 
+class Recording:
+    """A measurement that is no stage of a workflow, with its sidecar at ``<out>/command/<name>/<version>/energy.json``.
+
+    Every one is a version of its own, so nothing is ever overwritten. ``meter`` is entered and left by the caller; then
+    ``write`` makes the record. Raises UserError for a name that cannot be part of a path.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        params: dict[str, Any],
+        out: str | Path,
+        config: MeterConfig | None = None,
+        idle: IdleBaseline | None = None,
+    ) -> None:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.name = name
+        self.params = {**params, "folder": os.getcwd()}
+        began = dt.datetime.now(dt.UTC).isoformat()
+        unique = json.dumps([self.params, began, os.getpid()])
+        self.version = hashlib.sha256(unique.encode()).hexdigest()[:12]
+        self.attempts = Path(out) / "attempts" / "command" / name / self.version
+        self.folder = Path(out) / "command" / name / self.version
+        self.meter = Meter(self.attempts, config, {"stage": "command", "name": name, "version": self.version}, idle)
+
+    def write(self, results: dict[str, Any], grid: dict[str, Any] | None = None) -> schema.Sidecar:
+        """Write the sidecar and the power trace; readable by their owner alone, since a command's line is in them."""
+        tries = attempts_of(self.attempts)
+        energy, quality, tokens = fold_attempts(tries)
+        record = schema.Sidecar(
+            stage="command",
+            name=self.name,
+            version=self.version,
+            recipe=RECIPE,
+            params=self.params,
+            attempts=tries,
+            energy=energy,
+            quality=quality,
+            tokens=tokens,
+            j_per_token=per_token(energy.gross_j, energy.reason, tokens),
+            co2e=co2e(energy.gross_j, **(grid or {})),
+            hardware=describe_hardware(),
+            software=describe_software(),
+            results=results,
+            created_utc=dt.datetime.now(dt.UTC).isoformat(),
+        )
+        write_power(self.attempts, self.folder / schema.POWER_NAME)
+        atomic.write_text(self.folder / schema.SIDECAR_NAME, schema.dump(record))
+        os.chmod(self.folder / schema.SIDECAR_NAME, 0o600)
+        return record
+
+
+#: Options whose value is a secret by their name, and values that are one by their form.
+_SECRET_NAME = re.compile(r"(?i)(key|token(?!i|s)|secret|passw|credential|auth)")
+_SECRET_VALUE = re.compile(r"(?i)^(hf_|sk-|ghp_|gho_|xox[abp]-|AKIA|eyJ)[\w.+/=-]{8,}")
+REDACTED = "[redacted]"
+
+
+def redacted(argv: Sequence[str]) -> list[str]:
+    """A command line without what looks like a secret: ``--api-key X``, ``TOKEN=x``, ``hf_…``, ``user:password@``."""
+    shown: list[str] = []
+    hide = False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if hide and not word.startswith("-"):
+            word = REDACTED
+        elif equals and value and (_SECRET_NAME.search(name) or _SECRET_VALUE.match(value)):
+            word = f"{name}={REDACTED}"
+        elif _SECRET_VALUE.match(word):
+            word = REDACTED
+        else:
+            word = re.sub(r"(\w+://[^/\s:@]*):[^/\s@]+@", rf"\1:{REDACTED}@", word)
+            word = re.sub(r"(?i)(bearer|basic)\s+\S+", rf"\1 {REDACTED}", word)
+        hide = word.startswith("-") and "=" not in word and bool(_SECRET_NAME.search(word))
+        shown.append(word)
+    return shown
+
+
 def run_command(
     argv: Sequence[str],
     out: str | Path = "results",
@@ -41,28 +122,20 @@ def run_command(
     grid: dict[str, Any] | None = None,
     idle: IdleBaseline | None = None,
 ) -> tuple[schema.Sidecar, int]:
-    """Run ``argv`` under a Meter; (sidecar, exit code). The sidecar is written whatever the command's code.
-
-    It lies at ``<out>/command/<name>/<version>/energy.json``; every run is a version of its own, so nothing is ever
-    overwritten. SIGTERM is passed on to the command, and the attempt closed as preempted.
+    """Run ``argv`` under a Meter; (sidecar, exit code). The sidecar is written whatever the command's code (see
+    ``Recording``), with the command's line less what looks like a secret. SIGTERM is passed on to the command, and the
+    attempt closed as preempted.
 
     Raises UserError if the command cannot be started.
     """
-    if name is not None:
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise UserError(f"--{error}") from None
     name = name or re.sub(r"[^A-Za-z0-9_.]+", "-", Path(argv[0]).name).strip("-") or "command"
-    params = {"argv": list(argv), "folder": os.getcwd()}
-    began = dt.datetime.now(dt.UTC).isoformat()
-    version = hashlib.sha256(json.dumps([params, began, os.getpid()]).encode()).hexdigest()[:12]
-    attempts = Path(out) / "attempts" / "command" / name / version
-    folder = Path(out) / "command" / name / version
-    code = 1
-    meter = Meter(attempts, config, {"stage": "command", "name": name, "version": version}, idle)
     try:
-        with meter:
+        recording = Recording(name, {"argv": redacted(argv)}, out, config, idle)
+    except UserError as error:
+        raise UserError(f"--{error}") from None
+    code = 1
+    try:
+        with recording.meter:
             code = _run(argv)
             if code != 0:
                 raise CommandFailed(f"exit code {code}")
@@ -70,27 +143,7 @@ def run_command(
         pass
     except (SystemExit, KeyboardInterrupt) as stop:
         code = stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
-    tries = attempts_of(attempts)
-    energy, quality, tokens = fold_attempts(tries)
-    record = schema.Sidecar(
-        stage="command",
-        name=name,
-        version=version,
-        recipe=RECIPE,
-        params=params,
-        attempts=tries,
-        energy=energy,
-        quality=quality,
-        tokens=tokens,
-        co2e=co2e(energy.gross_j, **(grid or {})),
-        hardware=describe_hardware(),
-        software=describe_software(),
-        results={"exit_code": code},
-        created_utc=dt.datetime.now(dt.UTC).isoformat(),
-    )
-    write_power(attempts, folder / schema.POWER_NAME)
-    atomic.write_text(folder / schema.SIDECAR_NAME, schema.dump(record))
-    return record, code
+    return recording.write({"exit_code": code}, grid), code
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -138,10 +138,8 @@ def run_compare(options: argparse.Namespace) -> int:
 
     table = [("group", f"A one-off ({unit})", "B", "B/A", "A Q", "B Q", "B−A", "A N*", "B N*", "")]
     for row in rows:
-        stars = [
-            number(row[f"{side}_n_star"]) if row[f"{side}_n_star"] is not None else row[f"{side}_n_star_status"] or "–"
-            for side in "ab"
-        ]
+        states = {side: row[f"{side}_n_star_status"] for side in "ab"}
+        stars = [number(row[f"{s}_n_star"]) if state == "finite" else state or "–" for s, state in states.items()]
         table.append(
             (
                 row["label"],
@@ -282,7 +280,7 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
     header = ("group", "seeds", f"one-off ({unit})", "amortised", "marginal", "campaign", "Q", "N", "N*", "front")
     table = [header]
     for row in summary:
-        star = number(row["n_star"]) if row["n_star"] is not None else row["n_star_status"]
+        star = number(row["n_star"]) if row["n_star_status"] == "finite" else row["n_star_status"]
         table.append(
             (
                 row["label"],
