@@ -243,6 +243,7 @@ def test_a_damaged_journal_is_named_and_one_that_never_began_is_nothing(root):
     assert len(rows) == 45  # an attempt whose window never began spent nothing that is counted
     assert problems == []
     (folder / "journal.jsonl").write_text('{"r":"open","broken":true}\n{"r":"go"}\n')
-    _, problems = collect_rows([root])
-    assert [p.kind for p in problems] == ["rejected"]
-    assert "cannot be read" in problems[0].message
+    rows, problems = collect_rows([root])
+    assert [p.kind for p in problems] == ["orphan"] and str(folder / "journal.jsonl") in problems[0].message
+    (orphan,) = [row for row in rows if row["status"] == "orphan"]
+    assert orphan["total_j"] is None and "damaged" in orphan["unknown_reason"]

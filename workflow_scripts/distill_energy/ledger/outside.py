@@ -59,7 +59,8 @@ def orphans(
             continue
         row = _orphan_row(key, attempts, str(folder), labels.get(name, {}))
         outcomes = ", ".join(sorted({a.outcome for a in attempts}))
-        spent = "an unknown energy" if row["total_j"] is None else f"{row['total_j']:.0f} J"
+        unknown = f"an unknown energy ({row['unknown_reason']})"
+        spent = unknown if row["total_j"] is None else f"{row['total_j']:.0f} J"
         message = (
             f"{name}: {len(attempts)} attempt(s) ({outcomes}) spent {spent} without an artifact: counted as wasted"
         )
