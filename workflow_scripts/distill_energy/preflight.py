@@ -318,11 +318,12 @@ def _check_model(found: Found, model: Candidate, plan: Plan) -> bool:
 def _check_pair(found: Found, teacher: Candidate, student: Candidate, plan: Plan) -> None:
     where = f"student {student.name}"
     nodes = [n for n in plan.of("student_training") if n.labels["student"] == student.name]
-    needs = {get(n.params["pipeline"]["kind"]).needs for n in nodes}
+    kinds = [get(n.params["pipeline"]["kind"]) for n in nodes]
+    logits = any(kind.needs == "teacher_logits" or kind.live_teacher for kind in kinds)
 
     def vocabulary() -> None:
         ours, theirs = tokenizer_hash(student.tokenizer), tokenizer_hash(teacher.tokenizer)
-        if "teacher_logits" in needs:
+        if logits:
             check_vocabulary(theirs, teacher.rows, ours, student.rows, student.name, len(student.tokenizer))
         elif ours != theirs:
             raise UserError(

@@ -309,7 +309,7 @@ def _break_even(group: Group, base: Group | None, found: Study) -> dict[str, Any
     """N* = E_teacher / (E_student_baseline − E_student_distill) (Lambert and Luccioni 2026), within one class."""
     runs, options = group.runs, found.options
     if base is group or runs[0].reuse is None:
-        empty = BreakEven("unknown", reason="the baseline" if base is group else "no teacher artifact is consumed")
+        empty = BreakEven("unknown", reason="the baseline" if base is group else "it reuses no teacher artifact")
         result, equal, target, delta = empty, empty, None, (None, None, None)
     elif base is not None and (why := incomparable(group, base)):
         result = equal = BreakEven("unknown", reason=why)

@@ -281,7 +281,7 @@ class Window:
                 found.append(self._phase(begun["name"], begun["t"], record["t"], components, energies))
         for begun in open_phases.values():  # a kill inside a phase
             found.append(self._phase(begun["name"], begun["t"], self.stop, components, energies))
-        return found
+        return _folded_phases(found)
 
     def _phase(self, name: str, t0: float, t1: float, components, energies) -> schema.Phase:
         parts = [(c, e) for c, e in zip(components, energies, strict=True) if c.in_total]
@@ -296,6 +296,28 @@ class Window:
             source=source if joules is not None else "unavailable",
             reason=None if joules is not None else reason or "no sample in the phase",
         )
+
+
+#: A phase of one name that occurs more often is one row: its sums.
+MOST_PHASES = 64
+
+
+def _folded_phases(phases: list[schema.Phase]) -> list[schema.Phase]:
+    """Phases in order; those of a name that occurs in each of many steps as one, with the sums of seconds and J."""
+    by_name: dict[str, list[schema.Phase]] = {}
+    for phase in phases:
+        by_name.setdefault(phase.name, []).append(phase)
+    found = []
+    for phase in phases:
+        same = by_name[phase.name]
+        if len(same) <= MOST_PHASES:
+            found.append(phase)
+        elif phase is same[0]:
+            unknown = next((p for p in same if p.gross_j is None), None)
+            joules = None if unknown else math.fsum(p.gross_j for p in same)
+            update = {"wall_s": math.fsum(p.wall_s for p in same), "gross_j": joules}
+            found.append((unknown or phase).model_copy(update=update))
+    return found
 
 
 def fold_attempts(

@@ -113,16 +113,16 @@ class _Builder:
             self.model_params[name] = params
         return self.model_params[name]
 
-    def _model_input(self, name: str) -> tuple[Input, ...]:
+    def _model_input(self, name: str, role: str = "model") -> tuple[Input, ...]:
         """The converted folder that a GGUF model (or a pruned copy of one) is loaded from."""
         model = self.config.models[name]
         if isinstance(model, PrunedModel):
-            return self._model_input(model.of)
+            return self._model_input(model.of, role)
         if not isinstance(model, GgufModel):
             return ()
         params = {"model": self.model(name)}
         spec = self._stage("preprocess", f"model-{name}", "preprocess_model", params, labels={"model": name})
-        return (spec.as_input("model"),)
+        return (spec.as_input(role),)
 
     def _data(self, dataset: str) -> StageSpec:
         teacher = self.config.teacher.model
@@ -186,9 +186,13 @@ class _Builder:
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
         if needs:
             consumes.append(self._teacher_artifact(needs, dataset, setting).as_input(needs))
+        if kind.live_teacher:
+            consumes += self._model_input(self.config.teacher.model, "teacher")
+            if (setting.training["processes"] or 1) * (setting.training["nodes"] or 1) > 1:
+                raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {setting.kind} trains in one process")
         params: dict[str, Any] = {
             "model": self.model(student),
-            "teacher": self.model(self.config.teacher.model) if needs else None,
+            "teacher": self.model(self.config.teacher.model) if needs or kind.live_teacher else None,
             "pipeline": own,
             "training": setting.training,
         }

@@ -112,7 +112,7 @@ class Loop:
         state, setup, training, peers = self.state, self.setup, self.training, self.peers
         # Random numbers (dropout) are a function of the step, so that no generator's state needs saving.
         torch.manual_seed((job_seed(self.job.seed, state.step) + peers.rank) % 2**63)
-        n_labels, pieces = self.feed.take(state.step)
+        n_labels, pieces = setup.rolled_out(state.step, *self.feed.take(state.step))
         sums = torch.zeros(3, dtype=torch.float64, device=peers.device)
         padding = processed = 0
         for number, (batch, teacher) in enumerate(pieces):

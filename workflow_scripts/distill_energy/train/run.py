@@ -14,7 +14,7 @@ import torch
 from ..energy import attempts_of
 from ..errors import UserError
 from ..kd.losses.ce import kernel_version
-from ..models.flops import flops_of_training
+from ..models.flops import counted, flops_of_training
 from ..models.sources import load_model
 from ..store import atomic, sidecar
 from .job import Job, Peers
@@ -169,12 +169,15 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
         "parameters": setup.parameters,
         "parameters_trained": sum(w.numel() for w in setup.trainable.values()),
         "processes": setup.peers.world,
+        **({} if setup.live is None else {"sampled_tokens": setup.live.sampled}),
         **_flops(setup, state, loop),
     }
 
 
 def _flops(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
     """Of the whole training: which examples a step saw follows from its number."""
+    if setup.live is not None:
+        return counted("the student's own answers decide the lengths, which no record keeps", None)
     lengths, labels = setup.train.lengths(), setup.train.label_counts()
     steps = (loop.sampler.batch(step) for step in range(state.step))
     seen = [rows for rows in (loop.gold, loop.own) if rows is not None] * len(state.losses)

@@ -23,6 +23,7 @@ from .batching import Batch, cut_by_tokens
 from .cached_teacher import CachedTeacher
 from .examples import Examples, read_examples, subset
 from .job import Job
+from .live_teacher import LiveTeacher
 from .optim import ChangeProbe, Plain, TensorByTensor, resolve_precision
 from .reference import choices
 from .student import Student, add_adapter
@@ -71,6 +72,10 @@ class Setup:
             tokens = len(self.tokenizer)
             self.teacher = CachedTeacher(folder, self.vocabulary, self.settings.temperature, identity, log, tokens)
             self.teacher.check(self.train.ids)
+        self.live = None
+        if self.pipeline.live_teacher:
+            longest = int(self.train.lengths().max())
+            self.live = LiveTeacher(job, model, self.tokenizer, self.settings.options, longest)
         self.parameters = sum(p.numel() for p in model.parameters())
         adapter = self.pipeline.lora(self.settings, training)
         self.adapted = adapter is not None
@@ -159,6 +164,14 @@ class Setup:
             return cut_by_tokens(share, self.train.lengths(), PACKED_TOKENS)
         micro = min(micro or len(share), len(share))
         return [share[i : i + micro] for i in range(0, len(share), micro)]
+
+    def rolled_out(
+        self, step: int, labels: int, pieces: list[tuple[Batch, Any]]
+    ) -> tuple[int, list[tuple[Batch, Any]]]:
+        """A step's labels and micro-batches: those made ready, or what the student answers with a live teacher."""
+        if self.live is None:
+            return labels, pieces
+        return self.live.rollout(step, self.train, pieces, self.pad_id, self.training["packing"])
 
     def teacher_rows(self, batch: Batch) -> Any:
         """What the pipeline's loss reads beside the batch."""

@@ -1,0 +1,46 @@
+"""Generalised knowledge distillation on the student's own answers (Agarwal et al. 2024, arXiv 2306.13649).
+
+In each step the student answers the batch's prompts, the teacher scores those answers, and the student moves towards
+the teacher by the generalised Jensen-Shannon divergence. Nothing of the teacher is kept, so there is nothing to reuse
+and no N*: its energy is each run's own, and the comparison is campaign against campaign.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from ..config.base import Section
+from ..errors import UserError
+from .base import Pipeline, Settings
+
+
+class OnPolicyOptions(Section):
+    """``options`` of a pipeline of this kind."""
+
+    beta: float = Field(0.5, ge=0, le=1, description="0: KL(teacher ‖ student), 1: KL(student ‖ teacher)")
+    share: float = Field(1.0, ge=0, le=1, description="of the steps on the student's answers (λ); others on the data's")
+    max_new_tokens: int = Field(64, gt=0)
+    sampling_temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class OnPolicy(Pipeline):
+    kind = "on_policy"
+    loss = "jsd"
+    live_teacher = True
+
+    def settings(self, raw: dict[str, Any]) -> Settings:
+        settings = super().settings(raw)
+        try:
+            options = OnPolicyOptions.model_validate(settings.options)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise UserError(f"pipeline on_policy: options.{where}: {problem['msg']}") from None
+        temperature = 1.0 if settings.temperature is None else settings.temperature
+        return Settings(settings.kind, settings.alpha, temperature, options.model_dump())
+
+
+PIPELINE = OnPolicy()

@@ -1,0 +1,106 @@
+"""On-policy distillation: the student answers prompts, and a loaded teacher scores the answers, each metered apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..kd.cache.checks import check_vocabulary
+from ..kd.losses.jsd import LiveTeacherRows
+from ..models.fingerprint import tokenizer_hash
+from ..models.logits import check_logits, output_layer
+from ..models.sources import load_model, load_tokenizer
+from ..teacher.generation.jobs import Prompt
+from ..teacher.generation.transformers_engine import TransformersEngine
+from .batching import Batch, collate
+from .examples import Examples
+from .student import states_before_labels
+
+if TYPE_CHECKING:
+    from .job import Job
+
+#: Names of the two phases in the sidecar.
+SAMPLING, SCORING = "student_sampling", "teacher_scoring"
+
+
+class LiveTeacher:
+    """The teacher in the training's own process. Raises UserError where it and the student do not fit together."""
+
+    def __init__(self, job: Job, student: Any, tokenizer: Any, options: dict[str, Any], max_length: int) -> None:
+        if job.peers.world > 1:
+            raise UserError("pipeline on_policy trains in one process; set training.processes and nodes to null")
+        self.job, self.options, self.max_length = job, options, max_length
+        spec, inputs = job.params["teacher"], {}
+        if "teacher" in job.inputs:
+            inputs["model"] = Path(job.inputs["teacher"])
+        theirs = load_tokenizer(spec, inputs)
+        with job.meter.phase("load_teacher"):
+            self.model = load_model(spec, inputs, device=job.peers.device)
+        self.rule = check_logits(self.model)
+        check_vocabulary(
+            tokenizer_hash(theirs),
+            int(output_layer(self.model).weight.shape[0]),
+            tokenizer_hash(tokenizer),
+            int(output_layer(student).weight.shape[0]),
+            tokens=len(tokenizer),
+        )
+        sampling = {
+            "temperature": options["sampling_temperature"],
+            "top_p": options["top_p"],
+            "batch_size": job.training["micro_batch_size"] or job.training["batch_size"],
+        }
+        self.student = student
+        self.engine = TransformersEngine(student, tokenizer, sampling)
+        self.sampled = 0
+
+    def rollout(self, step: int, examples: Examples, pieces: list[tuple[Batch, Any]], pad_id: int, packed: bool):
+        """(labels, micro-batches with the teacher's rows) of a step: the student's answers to the batch's prompts, or,
+        in 1 − ``share`` of the steps, the data's own. A function of the step and the student's weights."""
+        random = np.random.Generator(np.random.PCG64([self.job.seed, step]))
+        batches = [batch for batch, _ in pieces]
+        if random.random() < self.options["share"]:
+            with self.job.meter.phase(SAMPLING):
+                batches = self._answered(batches, examples, int(random.integers(2**31)), pad_id, packed)
+        with self.job.meter.phase(SCORING), torch.inference_mode():
+            rows = [self._scored(batch) for batch in batches]
+        # Made under inference_mode: a copy may enter what autograd saves.
+        rows = [dataclasses.replace(row, hidden=row.hidden.clone()) for row in rows]
+        return sum(len(batch.labels) for batch in batches), list(zip(batches, rows, strict=True))
+
+    def _answered(self, batches: list[Batch], examples: Examples, seed: int, pad_id: int, packed: bool) -> list[Batch]:
+        found = []
+        training = self.student.training
+        self.student.eval()
+        with torch.compiler.set_stance("force_eager"):  # a graph for each length of the cache costs more than it saves
+            for number, batch in enumerate(batches):
+                prompts = [self._prompt(examples, i) for i in batch.index]
+                answers = self.engine.answer(prompts, seed + number)
+                self.sampled += sum(len(answer.ids) for answer in answers)
+                own = _as_examples(prompts, [answer.ids for answer in answers], examples.path)
+                found.append(collate(own, np.arange(len(own)), pad_id, packed, self.job.peers.device))
+        self.student.train(training)
+        return found
+
+    def _prompt(self, examples: Examples, index: int) -> Prompt:
+        """What precedes an example's first label."""
+        start, stop = int(examples.offsets[index]), int(examples.offsets[index + 1])
+        first = int(np.flatnonzero(examples.labels[start:stop])[0])
+        room = max(1, min(self.options["max_new_tokens"], self.max_length - first))
+        return Prompt(examples.ids[index], tuple(examples.tokens[start : start + first].tolist()), "", room)
+
+    def _scored(self, batch: Batch) -> LiveTeacherRows:
+        layer = output_layer(self.model)
+        return LiveTeacherRows(states_before_labels(self.model, batch), layer.weight, layer.bias, self.rule)
+
+
+def _as_examples(prompts: list[Prompt], answers: list[list[int]], path: Path) -> Examples:
+    """Prompts and their answers as examples, every token of an answer a label."""
+    tokens = [np.asarray([*p.prompt_ids, *ids], dtype=np.int32) for p, ids in zip(prompts, answers, strict=True)]
+    labels = [np.arange(len(t)) >= len(p.prompt_ids) for t, p in zip(tokens, prompts, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
+    return Examples([p.id for p in prompts], np.concatenate(tokens), np.concatenate(labels), offsets, path)
