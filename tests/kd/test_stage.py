@@ -155,3 +155,15 @@ def test_leftovers_of_a_killed_attempt_are_removed(tmp_path):
     (tmp_path / "out" / "shard-00009.parquet").write_bytes(b"of a longer plan")
     main(context(tmp_path, {"method": "topk", "head": 8}))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["shard-00000.parquet"]
+
+
+def test_data_of_another_tokenizer_is_refused_before_the_model_is_loaded(tmp_path):
+    """A second teacher would score ids that mean other texts to it."""
+    write_data(tmp_path / "data", 5)
+    path = tmp_path / "data" / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"tokenizer_sha256": "0" * 64}), path)
+    ctx = context(tmp_path, {"method": "head_tail", "head": 4, "tail": 4})
+    with pytest.raises(UserError, match=r"train\.parquet: made with the tokenizer 000000000000, the teacher's is"):
+        main(ctx)
+    assert not list((tmp_path / "out").glob("shard*"))

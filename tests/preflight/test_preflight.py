@@ -235,3 +235,16 @@ def test_a_large_model_is_not_drawn(study, tmp_path):
     found = preflight(config, build_plan(config, str(tmp_path / "results")), tmp_path / "results")
     assert any("asked when it is loaded" in line for line in found.checked)
     assert LlamaConfig.from_pretrained(big).hidden_size == 16384
+
+
+def test_a_second_teacher_of_another_tokenizer(study, tmp_path):
+    data, _, _ = study
+    other = tmp_path / "other"
+    LlamaForCausalLM(tiny_config({"layers": 1})).save_pretrained(other)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(other)
+    data["models"]["other"] = {"source": "folder", "path": str(other)}
+    data["teachers"] = ["big", "other"]
+    found = wrong(data, tmp_path)
+    assert any(line.startswith("teacher other: its tokenizer") for line in found), found

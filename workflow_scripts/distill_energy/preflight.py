@@ -229,6 +229,8 @@ def candidates(plan: Plan, config: Config) -> dict[str, Candidate]:
     """The models that stages load, by configured name. A GGUF model's prepared folder is used where it is whole."""
     found: dict[str, Candidate] = {}
     for node in (*plan.of("teacher_logits"), *plan.of("teacher_generation"), *plan.of("student_training")):
+        if node.params["model"]["source"] == "trained":
+            continue  # made by the study itself
         name = node.labels["student"] if node.stage == "student_training" else node.labels["teacher"]
         found.setdefault(name, Candidate(name, node.params["model"], _inputs(node)))
     for node in plan.of("evaluation"):
@@ -257,6 +259,7 @@ def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found
     for teacher, student in sorted({(n.labels["teacher"], n.labels["student"]) for n in plan.of("student_training")}):
         if teacher in models and student in models:
             _check_pair(found, models[teacher], models[student], plan)
+    _check_teachers(found, models, config)
     for node in plan.of("preprocess"):
         if "dataset" in node.params:
             _check_data(found, node, models, config)
@@ -313,6 +316,20 @@ def _check_model(found: Found, model: Candidate, plan: Plan) -> bool:
             found.ask(lambda: check_packing(probe), where)
         found.checked.append(f"{where}: {model.parameters:,} parameters, logits as its output layer gives them")
     return len(found.wrong) == before
+
+
+def _check_teachers(found: Found, models: Mapping[str, Candidate], config: Config) -> None:
+    """Further teachers score and answer the ids that the reference's tokenizer made."""
+    first = models.get(config.teacher.model)
+    for name in config.teachers or ():
+        other = models.get(name)
+        if first is None or other is None or other is first:
+            continue
+        ours, theirs = (found.ask(lambda m=m: tokenizer_hash(m.tokenizer), f"model {m.name}") for m in (other, first))
+        if ours and theirs and ours != theirs:
+            found.wrong.append(
+                f"teacher {name}: its tokenizer ({ours[:12]}) is not that of {first.name} ({theirs[:12]})"
+            )
 
 
 def _check_pair(found: Found, teacher: Candidate, student: Candidate, plan: Plan) -> None:

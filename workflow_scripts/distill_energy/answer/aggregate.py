@@ -48,7 +48,15 @@ def load_current(current: str | Path | Sequence[Sequence[str]] | None) -> list[t
 def summary_table(summary: Sequence[Mapping[str, Any]], options: Options | None = None):
     """The summary rows as an Arrow table whose columns have the same types whatever is null."""
     texts = {"q_by_benchmark", "t_star_reference", "source", "label", "group", "baseline_group", "teacher", "dataset"}
-    texts |= {"pipeline", "hyperparameters", "student", "interval_reason", "equal_quality_metric", "execution"}
+    texts |= {
+        "q_reference",
+        "pipeline",
+        "hyperparameters",
+        "student",
+        "interval_reason",
+        "equal_quality_metric",
+        "execution",
+    }
     counts = {"seeds", "n_reuse", "n_kept", "n_kept_runs", "sweep_runs", "student_params", "t_star_batch_size"}
     counts |= {"seeds_to_decide"}
 

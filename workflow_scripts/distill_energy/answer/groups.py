@@ -104,6 +104,13 @@ def build_teachers(rows: Sequence[Row]) -> dict[str | None, Teacher]:
     return result
 
 
+def reference_of(teachers: Mapping[str | None, Teacher], teacher: str | None) -> Teacher:
+    """The evaluation that a group's Q is relative to: its teacher's, or that of the one teacher that was evaluated."""
+    if teacher in teachers:
+        return teachers[teacher]
+    return next(iter(teachers.values())) if len(teachers) == 1 else Teacher()
+
+
 def mark_kept(groups: Mapping[str, Group], options: Options) -> None:
     """Of each sweep keep one setting: the lowest validation loss (mean over seeds of each run's best), else the best Q.
 
@@ -152,10 +159,11 @@ def baseline_of(group: Group, groups: Mapping[str, Group], options: Options) -> 
     found = [
         g
         for g in groups.values()
-        if all(g.first[k] == first[k] for k in ("student", "dataset", "teacher"))
-        and g.first["pipeline"] == options.baseline
+        if all(g.first[k] == first[k] for k in ("student", "dataset")) and g.first["pipeline"] == options.baseline
     ]
-    return matching(found, first)
+    # Of several teachers' baselines its own; one that learns from none serves every teacher.
+    own = [g for g in found if g.first["teacher"] == first["teacher"]]
+    return matching(own or [g for g in found if g.runs[0].reuse is None], first)
 
 
 def matching(found: list[Group], first: Row) -> Group | None:

@@ -54,7 +54,7 @@ def group_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             label += f" ({extra[row['group']]})"
         if many_data:
             label += f" · {row['dataset']}"
-        if many_teachers and row["teacher"]:
+        if many_teachers and row["teacher"] and row["n_reuse"] is not None:  # it learnt from one
             label += f" · {row['teacher']}"
         labels[row["group"]] = label
     seen: dict[str, int] = {}

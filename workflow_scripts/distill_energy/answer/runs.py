@@ -130,8 +130,9 @@ def _run(row, accepted, provenance: Provenance, needs: list[Key], evaluations, s
     found = {
         "prerun": by_stage["prerun"],
         "preprocess": by_stage["preprocess"],
-        "teacher": teachers,
-        "student": [key, *by_stage["student_training"]],
+        # A student that sampled for the artifact is part of what the artifact cost.
+        "teacher": [*teachers, *by_stage["student_training"]],
+        "student": [key],
         "evaluation": [key_of(r) for r in evaluations],
     }
     whole = {part: energy_sum(keys, accepted, unknown) for part, keys in found.items()}

@@ -32,6 +32,7 @@ from .groups import (
     mark_kept,
     mark_spread,
     matching,
+    reference_of,
 )
 from .intervals import Estimate, mean_interval, widened
 from .labels import group_labels, pipeline_name
@@ -70,7 +71,7 @@ def study(rows: Sequence[Row], options: Options | None = None) -> Study:
     for group in groups.values():
         group.quality = quality.quality_of(
             group.scores,
-            teachers.get(group.first["teacher"], Teacher()).scores,
+            reference_of(teachers, group.first["teacher"]).scores,
             expected=options.benchmarks,
             drop_unusable=options.drop_unusable,
             confidence=options.confidence,
@@ -112,7 +113,7 @@ def finish(summary: list[dict[str, Any]]) -> None:
         row["label"] = labels[row["group"]]
         for view in FRONTS:
             row[f"dominated_by_{view}"] = [labels[g] for g in row[f"dominated_by_{view}"]]
-    summary.sort(key=lambda r: (str(r["teacher"]), str(r["dataset"]), _size(r), not r["is_baseline"], r["label"]))
+    summary.sort(key=lambda r: (str(r["q_reference"]), str(r["dataset"]), _size(r), not r["is_baseline"], r["label"]))
 
 
 def _size(row: Mapping[str, Any]) -> tuple:
@@ -124,11 +125,10 @@ def _natural(text: str) -> tuple:
 
 
 def _mark_pareto(summary: list[dict[str, Any]]) -> None:
-    """Fronts by view, among the rows that share a teacher, a data set (Q is relative to the teacher) and an execution
-    class (law 3)."""
+    """Fronts by view, among the rows that share Q's reference, a data set and an execution class (law 3)."""
     rivals: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for row in summary:
-        rivals[row["teacher"], row["dataset"], row["execution"]].append(row)
+        rivals[row["q_reference"], row["dataset"], row["execution"]].append(row)
     for members in rivals.values():
         for view in FRONTS:
             verdicts = pareto.front([(r["group"], r[f"e_{view}_kwh"], r["q"]) for r in members])
@@ -141,6 +141,7 @@ def _row(group: Group, found: Study) -> dict[str, Any]:
     base = baseline_of(group, found.groups, found.options)
     return {
         **_identity(group, base, found.options),
+        "q_reference": _q_reference(group, found),
         **_energies(group, found.options),
         **_measurement(group),
         **_quality(group),
@@ -166,6 +167,12 @@ def _identity(group: Group, base: Group | None, options: Options) -> dict[str, A
         "seed_list": [r.row["seed"] for r in group.runs],
         "confidence": options.confidence,
     }
+
+
+def _q_reference(group: Group, found: Study) -> str | None:
+    """The model that Q is relative to: the group's teacher, or of several teachers the one that was evaluated."""
+    own = group.first["teacher"]
+    return own if own in found.teachers or len(found.teachers) != 1 else next(iter(found.teachers))
 
 
 def error_bound(rows: Sequence[Row], estimate_error: float) -> float:
@@ -438,8 +445,7 @@ def _serving(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
     options = found.options
     reference, other = options.inference_reference, None
     if reference == "teacher":
-        name = group.first["teacher"] or next(iter(found.teachers), None)
-        cells, shown = found.teachers.get(name, Teacher()).inference, "the teacher"
+        cells, shown = reference_of(found.teachers, group.first["teacher"]).inference, "the teacher"
     else:
         other = base if reference == "baseline" else _reference_student(group, found, reference)
         if other is None or other is group:

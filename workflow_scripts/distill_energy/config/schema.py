@@ -91,6 +91,12 @@ class Config(Section):
     models: dict[str, Model]
     datasets: dict[str, Dataset]
     teacher: Teacher
+    teachers: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="models whose artifacts the pipelines learn from, `teacher.model` (Q's reference) among them; "
+        "null: that one alone",
+    )
     students: tuple[str, ...]
     pipelines: dict[str, Pipeline]
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...]
@@ -117,9 +123,11 @@ class Config(Section):
     def _experiment(cls, value: str | None) -> str | None:
         return None if value is None else check_name(value)
 
-    @field_validator("students", "seeds")
+    @field_validator("students", "seeds", "teachers")
     @classmethod
-    def _distinct(cls, value: tuple) -> tuple:
+    def _distinct(cls, value: tuple | None) -> tuple | None:
+        if value is None:
+            return None
         if not value:
             raise ValueError("is empty")
         for item in value:
@@ -141,7 +149,13 @@ class Config(Section):
                 known(f"models.{name}.of", model.of, self.models)
                 if isinstance(self.models[model.of], PrunedModel):
                     raise ValueError(f"models.{name}.of: {model.of!r} is itself a pruned copy")
+        for teacher in self.teachers or ():
+            known("teachers", teacher, self.models)
+        if self.teachers and self.teacher.model not in self.teachers:
+            raise ValueError(f"teachers: {self.teacher.model!r}, Q's reference (teacher.model), is not among them")
         for name, pipeline in self.pipelines.items():
+            for teacher in pipeline.teachers or ():
+                known(f"pipelines.{name}.teachers", teacher, self.teachers or (self.teacher.model,))
             if pipeline.dataset is not None:
                 known(f"pipelines.{name}.dataset", pipeline.dataset, self.datasets)
             for student in pipeline.students or ():

@@ -88,6 +88,7 @@ class Pipeline(Swept):
     kind: str
     dataset: str | None = None
     students: tuple[str, ...] | None = Field(None, min_length=1)  # None: all students
+    teachers: tuple[str, ...] | None = Field(None, min_length=1)  # None: all teachers, where it learns from one
     training: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)

@@ -98,6 +98,24 @@ def write_rows(path: Path, rows: list[dict[str, Any]], columns) -> None:
             writer.write_table(pa.Table.from_pylist(rows[start : start + GROUP_ROWS], schema=columns))
 
 
+def check_made_with(path: Path, tokenizer) -> None:
+    """Raise UserError if a data file was tokenised with another tokenizer: its ids would mean other texts."""
+    import pyarrow.parquet as pq
+
+    from ..errors import UserError
+    from ..models.fingerprint import tokenizer_hash
+
+    try:
+        made_by = (pq.read_schema(path).metadata or {}).get(b"tokenizer_sha256")
+    except (OSError, ValueError):
+        return  # said where it is read
+    if made_by is not None and made_by.decode() != (own := tokenizer_hash(tokenizer)):
+        raise UserError(
+            f"{path}: made with the tokenizer {made_by.decode()[:12]}, the teacher's is {own[:12]}; teachers share the "
+            "tokenizer of teacher.model"
+        )
+
+
 def main(ctx) -> dict[str, Any]:
     """Write both Parquet files. Returns counts: rows, truncated, dropped (no label left), duplicates left out.
 

@@ -270,11 +270,12 @@ def _break_even(works, joules, rates, host: _Host, baseline: str, confidence: fl
     by_arm: dict[tuple, list[Workload]] = defaultdict(list)
     for work in works:
         if work.stage == "student_training" and not work.unknown:
-            by_arm[work.labels.get("dataset"), work.labels.get("student"), work.labels.get("pipeline")].append(work)
+            by_arm[tuple(work.labels.get(k) for k in ("dataset", "student", "pipeline", "teacher"))].append(work)
+    bases = {key[:3]: members for key, members in by_arm.items() if key[2] == baseline}
     rows = []
-    for (dataset, student, pipeline), members in by_arm.items():
+    for (dataset, student, pipeline, _), members in by_arm.items():
         teachers = {c for m in members for c in m.consumes if c[0] in TEACHER}
-        base = by_arm.get((dataset, student, baseline))
+        base = bases.get((dataset, student, baseline))
         if not teachers or base is None or any(t not in joules for t in teachers):
             continue
         artifacts = {m.consumes for m in members}

@@ -234,7 +234,8 @@ def _logits(base: Workload, spec, sizes: Sizes) -> Workload:
 
 
 def _generation(base: Workload, spec, sizes: Sizes) -> Workload:
-    teacher, dataset = spec["labels"]["teacher"], spec["labels"]["dataset"]
+    labels = spec["labels"]
+    teacher, dataset = labels.get("student") or labels["teacher"], labels["dataset"]  # a student may answer too
     parameters = sizes.parameters(teacher)
     if parameters is None:
         return _with(base, unknown=_lacking(teacher))

@@ -25,8 +25,8 @@ Row = Mapping[str, Any]
 def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]]:
     """Artifact → the training runs that needed it: by provenance, and for the two that decide no content by rule.
 
-    The teacher's evaluation is Q's reference for every current run of that teacher. A current prerun that no
-    provenance names is every current run's.
+    The teacher's evaluation is Q's reference for every current run of that teacher, and of teachers that have none. A
+    current prerun that no provenance names is every current run's.
     """
     accepted = [r for r in rows if r["status"] in ("ok", "consumes_missing")]
     trainings = [r for r in accepted if r["stage"] == "student_training"]
@@ -35,6 +35,9 @@ def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]
         for key in provenance.closure(key_of(run)):
             found[key].add(key_of(run))
     current = [r for r in trainings if r["current"]]
+    evaluated = {
+        r["teacher"] for r in accepted if r["stage"] == "evaluation" and r["role"] == "teacher" and r["current"]
+    }
     named = {key for key in found if key[0] == "prerun"}
     for row in accepted:
         key = key_of(row)
@@ -43,7 +46,8 @@ def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]
             if models:
                 found[key].update(models)
             elif row["role"] == "teacher":
-                found[key].update(key_of(r) for r in current if row["current"] and r["teacher"] == row["teacher"])
+                scaled = (r for r in current if r["teacher"] == row["teacher"] or r["teacher"] not in evaluated)
+                found[key].update(key_of(r) for r in scaled if row["current"])
         elif row["stage"] == "prerun" and row["current"] and key not in named:
             served = {run for prerun in named for run in found[prerun]}
             found[key].update(key_of(r) for r in current if key_of(r) not in served)

@@ -26,6 +26,7 @@ class Pipeline:
     kind: str
     needs: str | None = None  # "teacher_logits", "teacher_generation" or None
     rows: str = "data"  # role of the input whose train.parquet it trains on, and whose validation.parquet stops it
+    samples: bool = False  # a student that another pipeline trained answers the prompts
     live_teacher: bool = False  # the teacher works in each training itself: nothing of it is kept
     loss: str = "ce"  # the file of ``kd/losses/`` whose ``objective`` is minimised
 

@@ -17,7 +17,7 @@ class Kd(Pipeline):
         settings = super().settings(raw)
         for key in ("alpha", "temperature"):
             if getattr(settings, key) is None:
-                raise UserError(f"pipeline kd: {key} is missing")
+                raise UserError(f"pipeline {self.kind}: {key} is missing")
         return settings
 
 

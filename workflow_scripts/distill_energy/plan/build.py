@@ -64,6 +64,16 @@ def _content(source: dict[str, Any]) -> dict[str, str]:
     return {} if found is None else {"content": found}
 
 
+def _own(setting: Setting) -> dict[str, Any]:
+    """A pipeline's own parameters, as its kind reads them."""
+    return {
+        "kind": setting.kind,
+        "alpha": setting.alpha,
+        "temperature": setting.temperature,
+        "options": setting.options,
+    }
+
+
 class _Builder:
     """Adds the stages in the order of the data: prerun, preprocess, teacher, students, evaluation."""
 
@@ -84,9 +94,13 @@ class _Builder:
         for name, pipeline in config.pipelines.items():
             for dataset in [pipeline.dataset] if pipeline.dataset else config.datasets:
                 for setting in settings(name, pipeline, config):
-                    for student in pipeline.students or config.students:
-                        for seed in config.seeds:
-                            self._run(setting, dataset, student, seed)
+                    kind = self._kind(setting)
+                    learns = kind.needs or kind.live_teacher
+                    teachers = pipeline.teachers or config.teachers if learns else None
+                    for teacher in teachers or (config.teacher.model,):
+                        for student in pipeline.students or config.students:
+                            for seed in config.seeds:
+                                self._run(setting, dataset, student, seed, teacher)
         return self.plan
 
     # --- parts ---------------------------------------------------------------------------------------------------
@@ -146,60 +160,91 @@ class _Builder:
         shared = evaluation.model_dump(mode="json", include={"dtype", "engine", "enable_thinking"})
         return {**shared, "benchmarks": benchmarks}
 
-    def _teacher_artifact(self, needs: str, dataset: str, setting: Setting) -> StageSpec:
-        teacher = self.config.teacher
-        params: dict[str, Any] = {"model": self.model(teacher.model), "dtype": teacher.dtype}
+    def _teacher_artifact(self, needs: str, dataset: str, setting: Setting, teacher: str) -> StageSpec:
+        params: dict[str, Any] = {"model": self.model(teacher), "dtype": self.config.teacher.dtype}
         if needs == "teacher_logits":
-            params["logits"] = teacher.logits.model_dump(mode="json")
+            params["logits"] = self.config.teacher.logits.model_dump(mode="json")
         else:
-            generation = teacher.generation.model_dump(mode="json")
-            if setting.max_new_tokens is not None:
-                generation["max_new_tokens"] = setting.max_new_tokens
-            params |= {"generation": generation, "max_length": self.config.datasets[dataset].max_length}
-        inputs = (*self._model_input(teacher.model), self._data(dataset).as_input("data"))
-        labels = {"teacher": teacher.model, "dataset": dataset}
-        name = f"{teacher.model}-{dataset}"
+            params |= self._generation(dataset, setting)
+        inputs = (*self._model_input(teacher), self._data(dataset).as_input("data"))
+        labels = {"teacher": teacher, "dataset": dataset}
+        name = f"{teacher}-{dataset}"
         return self._stage(needs, name, needs, params, inputs, labels=labels, root=self.teacher_root)
 
-    def _run(self, setting: Setting, dataset: str, student: str, seed: int) -> None:
-        training = self._training(setting, dataset, student, seed)
+    def _generation(self, dataset: str, setting: Setting) -> dict[str, Any]:
+        generation = self.config.teacher.generation.model_dump(mode="json")
+        if setting.max_new_tokens is not None:
+            generation["max_new_tokens"] = setting.max_new_tokens
+        return {"generation": generation, "max_length": self.config.datasets[dataset].max_length}
+
+    def _sampled(self, kind: Any, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[Input, Input]:
+        """(a student's answers to the prompts, the teacher's distributions over them), as a run's inputs."""
+        options = kind.options(setting.options)
+        sampler, who = options.sampler or self.config.accounting.baseline, options.student or student
+        where = f"config.yaml: pipelines.{setting.pipeline}.options"
+        if sampler not in self.config.pipelines:
+            raise UserError(f"{where}.sampler: {sampler!r} is not one of {', '.join(self.config.pipelines)}")
+        if who not in self.config.students:
+            raise UserError(f"{where}.student: {who!r} is not one of {', '.join(self.config.students)}")
+        first = next(settings(sampler, self.config.pipelines[sampler], self.config))
+        if self._kind(first).samples:
+            raise UserError(f"{where}.sampler: {sampler!r} samples itself")
+        trained = self._training(first, dataset, who, self.config.seeds[0], self.config.teacher.model)
+        labels = {"teacher": teacher, "dataset": dataset, "student": who, "role": "sampler"}
+        params = {"model": {"source": "trained"}, "dtype": self.config.teacher.dtype}
+        params |= self._generation(dataset, setting)
+        inputs = (trained.as_input("model"), self._data(dataset).as_input("data"))
+        stage = "teacher_generation"
+        answers = self._stage(stage, f"{who}-{dataset}-{sampler}-answers", stage, params, inputs, labels=labels)
+        params = {"model": self.model(teacher), "dtype": self.config.teacher.dtype}
+        params["logits"] = self.config.teacher.logits.model_dump(mode="json")
+        inputs = (*self._model_input(teacher), answers.as_input("data"))
+        stage, labels = "teacher_logits", {"teacher": teacher, "dataset": dataset}
+        scored = self._stage(
+            stage, f"{teacher}-{dataset}-{who}-{sampler}-answers", stage, params, inputs, labels=labels
+        )
+        return answers.as_input("teacher_generation"), scored.as_input("teacher_logits")
+
+    def _run(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> None:
+        training = self._training(setting, dataset, student, seed, teacher)
         for suite in self.config.evaluation.resolved_suites():
             self._evaluation(suite, training)
 
-    def _training(self, setting: Setting, dataset: str, student: str, seed: int) -> StageSpec:
-        own = {
-            "kind": setting.kind,
-            "alpha": setting.alpha,
-            "temperature": setting.temperature,
-            "options": setting.options,
-        }
+    def _kind(self, setting: Setting) -> Any:
+        """The setting's kind of pipeline, with its parameters checked before any job. Raises UserError."""
         try:
             kind = get(setting.kind)
-            kind.settings(own)  # what the kind asks of its parameters, before any job
+            kind.settings(_own(setting))
+            return kind
         except KeyError as error:
             close = difflib.get_close_matches(setting.kind, kinds(), 1)
             meant = f" (did you mean {close[0]}?)" if close else ""
             raise UserError(f"config.yaml: pipelines.{setting.pipeline}.kind: {error.args[0]}{meant}") from None
         except UserError as error:
             raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {error.args[0]}") from None
+
+    def _training(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> StageSpec:
+        kind = self._kind(setting)
         needs = kind.needs
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
-        if needs:
-            consumes.append(self._teacher_artifact(needs, dataset, setting).as_input(needs))
+        if kind.samples:
+            consumes += self._sampled(kind, setting, dataset, student, teacher)
+        elif needs:
+            consumes.append(self._teacher_artifact(needs, dataset, setting, teacher).as_input(needs))
         if kind.live_teacher:
-            consumes += self._model_input(self.config.teacher.model, "teacher")
+            consumes += self._model_input(teacher, "teacher")
             if (setting.training["processes"] or 1) * (setting.training["nodes"] or 1) > 1:
                 raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {setting.kind} trains in one process")
         params: dict[str, Any] = {
             "model": self.model(student),
-            "teacher": self.model(self.config.teacher.model) if needs or kind.live_teacher else None,
-            "pipeline": own,
+            "teacher": self.model(teacher) if needs or kind.live_teacher else None,
+            "pipeline": _own(setting),
             "training": setting.training,
         }
         group = digest([params, sorted(i.version for i in consumes)])
         labels = {
             "role": "student",
-            "teacher": self.config.teacher.model,
+            "teacher": teacher,
             "dataset": dataset,
             "pipeline": setting.pipeline,
             "student": student,
@@ -207,7 +252,8 @@ class _Builder:
             "seed": seed,
             "group": group,
         }
-        name = f"{dataset}-{setting.tag}-{student}-s{seed}"
+        whose = "" if teacher == self.config.teacher.model else f"-from-{teacher}"
+        name = f"{dataset}-{setting.tag}{whose}-{student}-s{seed}"
         params["seed"] = seed
         return self._stage(
             "student_training", name, "student_training", params, tuple(consumes), labels=labels, seed=seed

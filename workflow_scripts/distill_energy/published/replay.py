@@ -108,6 +108,7 @@ def totals_only(table: Mapping[str, Any], columns: Sequence[str]) -> list[dict[s
         row |= {
             "group": _version("total", item["pipeline"], item["student"]),
             "teacher": str(table["teacher"]),
+            "q_reference": str(table["teacher"]),
             "dataset": str(table["dataset"]),
             "pipeline": item["pipeline"],
             "student": str(item["student"]),

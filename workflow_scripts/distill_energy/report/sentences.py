@@ -62,6 +62,8 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ours = sum(r["campaign_total_kwh"] for r, _ in pairs)
         theirs = sum(b["campaign_total_kwh"] for _, b in pairs)
         name, base = pipeline_name(key[2]), pipeline_name(pairs[0][1]["pipeline"])
+        if len({r["teacher"] for r in kept if not r["is_baseline"]}) > 1:
+            name += f" from {key[0]}"
         students = _plural(len(pairs), "student")
         text = f"{name}: {energy(ours)} spent in all on {students}; {base} spent {energy(theirs)} on the same"
         if any(r["campaign_excess"] is None for r, _ in pairs):
@@ -69,6 +71,37 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         else:
             text += f", so {name} has cost {_share(ours / theirs - 1)}"
         lines.append(text + "." + _balance(members[0], base))
+    return lines + teacher_choice(rows)
+
+
+def teacher_choice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of several teachers, which is worth its joules for each student: a sentence for each pipeline and student."""
+    lines = []
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["is_kept"] and not row["is_baseline"] and row["n_reuse"] is not None:
+            found.setdefault((row["dataset"], row["pipeline"], row["student"]), []).append(row)
+    for (_, pipeline, student), members in found.items():
+        if len({row["teacher"] for row in members}) < 2:
+            continue
+        start = f"Teacher of the {student} student by {pipeline_name(pipeline)}: "
+        if any(row["e_amortised_kwh"] is None or row["q"] is None for row in members):
+            lines.append(start + "not told, because an energy or a Q is unknown.")
+            continue
+        if len({row["execution"] for row in members}) > 1:
+            lines.append(start + "not told, because they ran in different execution classes.")
+            continue
+        cheap = min(members, key=lambda row: row["e_amortised_kwh"])
+        good = max(members, key=lambda row: row["q"])
+        if cheap is good:
+            lines.append(
+                f"{start}{cheap['teacher']} costs less ({energy(cheap['e_amortised_kwh'])}) and gives no less Q."
+            )
+            continue
+        more, gain = good["e_amortised_kwh"] - cheap["e_amortised_kwh"], good["q"] - cheap["q"]
+        text = f"{start}{good['teacher']} gives {gain:.3f} more Q than {cheap['teacher']} for {energy(more)} more"
+        apart = cheap["q_high"] is not None and good["q_low"] is not None and good["q_low"] > cheap["q_high"]
+        lines.append(text + ("." if apart else f", within what the intervals leave open: {cheap['teacher']} suffices."))
     return lines
 
 

@@ -19,6 +19,7 @@ def main(ctx) -> dict[str, Any]:
     """Write the cache. Goes on from the shards that are complete. Returns the teacher's figures and the certificate."""
     import torch
 
+    from ..data.stage import check_made_with
     from ..kd.cache.reader import CacheReader
     from ..kd.cache.spec import CacheSpec
     from ..kd.cache.writer import CacheWriter
@@ -31,6 +32,7 @@ def main(ctx) -> dict[str, Any]:
     settings = {**{k: params[k] for k in ("batch_tokens", "audit_examples") if k in params}, **params.get("logits", {})}
     examples = load_examples(ctx.inputs["data"] / "train.parquet")
     tokenizer = load_tokenizer(params["model"], ctx.inputs)
+    check_made_with(ctx.inputs["data"] / "train.parquet", tokenizer)
     device = "auto" if torch.cuda.is_available() else None
     model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
     teacher = Teacher(model, tokenizer.pad_token_id or 0)

@@ -45,7 +45,7 @@ def main(ctx) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ...data.stage import schema
+    from ...data.stage import check_made_with, schema
     from ...errors import UserError
     from ...models.fingerprint import tokenizer_hash
     from ...models.flops import flops_of_generation
@@ -56,6 +56,7 @@ def main(ctx) -> dict[str, Any]:
     params = ctx.spec.params
     generation = params["generation"]
     tokenizer = load_tokenizer(params["model"], ctx.inputs)
+    check_made_with(ctx.inputs["data"] / "train.parquet", tokenizer)
     table = pq.read_table(ctx.inputs["data"] / "train.parquet", columns=["id", "prompt", "prompt_ids"])
     prompts = jobs.choose_prompts(
         table.to_pylist(),

@@ -1,0 +1,85 @@
+"""Two teachers, a student that samples, a teacher that works in the training: run to the answer on tiny models."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from distill_energy.answer.aggregate import read_summary
+from distill_energy.report.sentences import headline
+from distill_energy.store import sidecar as schema
+
+from .conftest import TINY, Workflow
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def alternatives(tmp_path_factory) -> Workflow:
+    workflow = Workflow(tmp_path_factory.mktemp("alternatives"))
+    shutil.copy(TINY, workflow.config)
+
+    def change(data):
+        data["models"]["middle"] = {"source": "pruned", "of": "big", "layers": 3}
+        data["teachers"] = ["big", "middle"]
+        kd = {"alpha": 0.3, "temperature": 1.0}
+        data["pipelines"] = {
+            "sft": {"kind": "sft"},
+            "kd": {"kind": "kd", **kd},
+            "offline": {"kind": "offline_policy", **kd, "teachers": ["big"]},
+            "on_policy": {"kind": "on_policy", "teachers": ["big"], "options": {"max_new_tokens": 4}},
+        }
+
+    workflow.edit(change)
+    workflow.run("results/pareto.pdf", "results/report.html")
+    return workflow
+
+
+@pytest.fixture(scope="module")
+def summary(alternatives):
+    return {(r["pipeline"], r["teacher"]): r for r in read_summary(alternatives.folder / "results" / "summary.parquet")}
+
+
+def test_one_baseline_serves_both_teachers(summary):
+    assert set(summary) == {
+        ("sft", "big"), ("kd", "big"), ("kd", "middle"), ("offline", "big"), ("on_policy", "big"),
+    }  # fmt: skip
+    base = summary["sft", "big"]["group"]
+    assert {row["baseline_group"] for row in summary.values()} == {base}
+    assert {row["q_reference"] for row in summary.values()} == {"big"}
+    assert all(row["q"] is not None or row["q_reason"] for row in summary.values())
+
+
+def test_each_teachers_artifact_has_its_own_n(summary):
+    assert (summary["kd", "big"]["n_reuse"], summary["kd", "middle"]["n_reuse"]) == (1, 1)
+    assert summary["kd", "big"]["label"] != summary["kd", "middle"]["label"]
+    text = "\n".join(headline(list(summary.values())))
+    assert "KD from big" in text and "KD from middle" in text and "Teacher of the small student by KD" in text
+
+
+def test_what_the_sampling_student_cost_is_part_of_the_artifacts(alternatives, summary):
+    row, results = summary["offline", "big"], alternatives.folder / "results"
+    assert row["n_reuse"] == 1 and row["n_star_status"] in ("never", "finite")
+
+    def joules(pattern):
+        return sum(schema.read(p).energy.gross_j for p in results.glob(f"{pattern}/*/energy.json"))
+
+    parts = ["teacher_generation/*-answers", "teacher_logits/*-answers", "student_training/demo-sft-small-s0"]
+    assert row["e_teacher_kwh"] * 3.6e6 == pytest.approx(sum(map(joules, parts)), rel=1e-9)
+
+
+def test_a_teacher_without_an_artifact_has_no_n_star_and_its_joules_apart(alternatives, summary):
+    row = summary["on_policy", "big"]
+    assert (row["n_reuse"], row["n_star"], row["n_star_status"]) == (None, None, "unknown")
+    assert row["n_star_reason"] == "it reuses no teacher artifact" and row["e_campaign_kwh"] is not None
+    (path,) = alternatives.folder.glob("results/student_training/demo-on_policy-*/*/energy.json")
+    phases = {phase.name for phase in schema.read(path).attempts[0].phases}
+    assert {"student_sampling", "teacher_scoring", "load_teacher"} <= phases
+
+
+def test_every_joule_is_still_in_one_place(alternatives):
+    results = alternatives.folder / "results"
+    places = pq.read_table(results / "where_it_went.parquet").to_pandas()
+    ledger = pq.read_table(results / "ledger.parquet").to_pandas()
+    assert places.joules.sum() == pytest.approx(ledger.total_j.sum(), rel=1e-9)
+    assert set(places.place) <= {"own", "shared"}

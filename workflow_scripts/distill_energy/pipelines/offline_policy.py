@@ -1,0 +1,47 @@
+"""Offline on-policy distillation (arXiv 2604.13010): the teacher's distributions over answers that a student sampled.
+
+A student that another pipeline trained (``options.sampler``, default the baseline; ``options.student``, default the
+same student) answers the training prompts once; the teacher scores those answers once. Both artifacts serve every seed
+and setting, so they have an N and an N*; what the sampling student cost is part of what they cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..config.base import Section
+from ..errors import UserError
+from .base import Settings
+from .kd import Kd
+
+
+class OfflinePolicyOptions(Section):
+    """``options`` of a pipeline of this kind."""
+
+    sampler: str | None = None  # pipeline whose student samples; null: the baseline
+    student: str | None = None  # which student samples; null: the one that is trained
+
+
+class OfflinePolicy(Kd):
+    kind = "offline_policy"
+    rows = "teacher_generation"
+    samples = True
+
+    def settings(self, raw: dict[str, Any]) -> Settings:
+        settings = super().settings(raw)
+        self.options(settings.options)
+        return settings
+
+    def options(self, options: dict[str, Any]) -> OfflinePolicyOptions:
+        """Raises UserError naming the key."""
+        try:
+            return OfflinePolicyOptions.model_validate(options)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise UserError(f"pipeline offline_policy: options.{where}: {problem['msg']}") from None
+
+
+PIPELINE = OfflinePolicy()
