@@ -11,7 +11,7 @@ CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG))
 # A stamp a set of requirements, so that another set (CUDA after CPU) is installed when it is asked for.
 INSTALLED := $(VENV)/.installed-$(basename $(notdir $(REQUIREMENTS)))
 
-.PHONY: help setup pareto all report forecast paper smoke test test-slurm test-vllm test-s3 test-gpu lint format bench clean-env
+.PHONY: help setup pareto all alternatives report forecast paper smoke test test-slurm test-vllm test-s3 test-gpu lint format bench clean-env
 
 help: ## what each target does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,10 @@ pareto: $(INSTALLED) ## the main job: energy against quality, everything counted
 
 all: $(INSTALLED) ## every figure, table and the report
 	$(SNAKEMAKE) all $(CONFIGURED)
+
+alternatives: $(INSTALLED) ## other teachers and other ways to distil: results/experiments/alternatives
+	$(SNAKEMAKE) answer --configfile configs/alternatives.yaml
+	$(BIN)/python -m distill_energy summary results/experiments/alternatives --brief
 
 report: $(INSTALLED) ## the page alone: results/report.html
 	$(SNAKEMAKE) report $(CONFIGURED)
