@@ -15,7 +15,7 @@ def test_file_is_in_step_with_the_models(repo):
     )
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "configs/smoke.yaml", "configs/olmo2.yaml", "configs/alternatives.yaml"])
+@pytest.mark.parametrize("name", ["config.yaml", *(f"configs/{n}.yaml" for n in ("smoke", "olmo2", "alternatives"))])
 def test_shipped_configurations_are_valid(repo, name):
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)

@@ -143,7 +143,7 @@ def test_transformers_trainer(gpus, tmp_path):
     )  # fmt: skip
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(logs) == 4 and all(entry["energy_j"] > 0 for entry in logs)
+    assert len(logs) == 4 and all(entry["energy_j"] >= 0 for entry in logs)  # as of the last tick
     assert all(entry["energy_j_per_step"] >= 0 for entry in logs)
     record = callback.measurement.record
     assert record.energy.gross_j >= logs[-1]["energy_j"] and record.tokens.processed == 64
