@@ -90,6 +90,7 @@ lint: $(INSTALLED) ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
+	$(BIN)/python -m distill_energy.plan.code
 
 format: $(INSTALLED) ## format Python and Snakemake files
 	$(BIN)/ruff check --no-cache --fix .

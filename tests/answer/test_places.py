@@ -12,7 +12,7 @@ from distill_energy.answer.aggregate import answer, judge, main, read_summary
 from distill_energy.answer.summary import study, summary_of
 from distill_energy.ledger.graph import Provenance
 from distill_energy.ledger.ledger import provenance
-from distill_energy.ledger.places import PLACES, allocate, totals
+from distill_energy.ledger.places import PLACES, allocate, by_phase, phase_shares, totals
 from distill_energy.ledger.rows import COLUMNS
 
 
@@ -22,6 +22,14 @@ def row(key, total, consumes=(), status="ok", current=True, wasted=0.0, **labels
     made |= {"status": status, "current": current, "total_j": total, "wasted_j": wasted, "flags": []}
     made |= {"consumes": ["/".join(c) for c in consumes], "run": key[2], **labels}
     return made
+
+
+def with_phases(rows, draw):
+    """Phases of any size, unknown ones and more than the whole among them."""
+    for item in rows:
+        for name in ("start_j", "load_j", "evaluate_j", "write_j"):
+            item[name] = draw(st.none() | st.floats(0, 1e6, allow_nan=False))
+    return rows
 
 
 joules = st.floats(0, 1e6, allow_nan=False)
@@ -59,7 +67,7 @@ def ledgers(draw):
         rows.append(copy)
     rows.append(row(("student_training", "x", "far"), draw(joules), status="elsewhere", current=False))
     kept = draw(st.sets(st.sampled_from(trainings))) if trainings else set()
-    return rows, kept
+    return with_phases(rows, draw), kept
 
 
 @settings(max_examples=300, deadline=None)
@@ -72,6 +80,7 @@ def test_the_places_add_up_to_what_was_spent(given_ledger):
     )
     assert math.fsum(p["joules"] for p in places) == pytest.approx(spent, rel=1e-9, abs=1e-9)
     assert {p["place"] for p in places} <= set(PLACES)
+    assert sum(by_phase(places).values()) == pytest.approx(spent, rel=1e-9, abs=1e-9)
     by_execution = defaultdict(list)
     for place in places:
         by_execution[place["stage"], place["name"], place["version"]].append(place["joules"])
@@ -192,3 +201,15 @@ def test_the_command_line_gives_the_workflows_answer(demo_root, tmp_path, capsys
                 assert float(shown) == value, name
             else:
                 assert shown in (str(value), "" if value is None else str(value)), name
+
+
+def test_phases_are_those_of_the_attempts_that_made_the_artifact():
+    item = row(("student_training", "s", "r"), 100.0, start_j=10.0, load_j=20.0, evaluate_j=None, write_j=5.0)
+    assert phase_shares(item, 100.0) == pytest.approx(
+        {"start": 0.1, "load": 0.2, "evaluate": 0.0, "write": 0.05, "compute": 0.65}
+    )
+    places = allocate([item | {"wasted_j": 50.0}], {("student_training", "s", "r")}, Provenance({}, {}))
+    assert by_phase(places) == pytest.approx(
+        {"start": 10.0, "load": 20.0, "compute": 15.0, "evaluate": 0.0, "write": 5.0, None: 50.0}
+    )
+    assert phase_shares(item, 17.5)["compute"] == 0.0  # never more than all of it

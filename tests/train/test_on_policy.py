@@ -77,7 +77,7 @@ def test_the_student_comes_closer_and_both_works_are_metered_apart(tmp_path, dat
     results, rows, _ = run(tmp_path, on_policy(max_steps=60, eval_every=60), data, meter)
     first, last = (sum(r["kl"] for r in part) / 10 for part in (rows[:10], rows[-10:]))
     assert last < 0.7 * first
-    assert {"student_sampling", "teacher_scoring", "load_teacher"} <= set(meter.phases)
+    assert {"student_sampling", "teacher_scoring", "load"} <= set(meter.phases)
     assert results["sampled_tokens"] >= 60 * 4  # an answer a prompt, of one token at least
     assert results["flops"] is None and results["flops_reason"]
 

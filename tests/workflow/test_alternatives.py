@@ -74,7 +74,7 @@ def test_a_teacher_without_an_artifact_has_no_n_star_and_its_joules_apart(altern
     assert row["n_star_reason"] == "it reuses no teacher artifact" and row["e_campaign_kwh"] is not None
     (path,) = alternatives.folder.glob("results/student_training/demo-on_policy-*/*/energy.json")
     phases = {phase.name for phase in schema.read(path).attempts[0].phases}
-    assert {"student_sampling", "teacher_scoring", "load_teacher"} <= phases
+    assert {"student_sampling", "teacher_scoring", "load"} <= phases
 
 
 def test_every_joule_is_still_in_one_place(alternatives):

@@ -235,3 +235,31 @@ def test_two_workflows_share_a_teacher_store_and_count_each_others_reuse(clone, 
     summary = pq.read_table(other.folder / "results" / "summary.parquet").to_pandas()
     # Seed 0 lies in both folders and in the store, and is one training.
     assert set(summary[summary.pipeline == "kd"].n_reuse) == {3}
+
+
+def test_one_stage_alone(clone):
+    """Described, and made again, outside Snakemake: a new attempt beside the earlier one, the same artifact."""
+    folder = next(clone.folder.glob("results/student_training/demo-sft-*/*"))
+    relative = folder.relative_to(clone.folder)
+
+    def stage(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "distill_energy", "stage", str(relative), "--config", str(clone.config), *arguments],
+            env={**os.environ, "PYTHONPATH": str(clone.repo / "workflow_scripts"), "OMP_NUM_THREADS": "1"},
+            cwd=clone.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    said = stage("--dry-run").stdout
+    assert "distill_energy.train.stage.main" in said and "reads data: results/preprocess/data-demo" in said
+    before = schema.read(folder / "energy.json")
+    attempts = clone.folder / "results" / "attempts" / relative.relative_to("results")
+    for path in (folder / "energy.json", attempts / "energy.json"):
+        path.unlink()
+    assert "it has no sidecar yet" in stage("--dry-run").stdout
+    done = stage()
+    assert done.returncode == 0, done.stderr
+    after = schema.read(folder / "energy.json")
+    assert (after.version, len(after.attempts)) == (before.version, len(before.attempts) + 1)
+    relative = relative.with_name("0" * 12)
+    wrong = stage()
+    assert wrong.returncode == 1 and "the configuration does not imply it" in wrong.stderr

@@ -26,7 +26,7 @@ PROBLEMS_KEY = b"distill_energy.problems"
 OPTIONS_KEY = b"distill_energy.options"
 #: ``where_it_went.parquet``.
 PLACES_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("stage", "name", "version", "place", "run")] + [("joules", pa.float64())]
+    [(name, pa.string()) for name in ("stage", "name", "version", "place", "phase", "run")] + [("joules", pa.float64())]
 )
 
 

@@ -63,8 +63,9 @@ def _role(ctx) -> str:
 
 def open_session(ctx):
     """Load model and tokenizer once for the whole suite."""
-    from ..models.sources import load_model, load_tokenizer
-    from .session import Session
+    with ctx.meter.phase("start"):
+        from ..models.sources import load_model, load_tokenizer
+        from .session import Session
 
     params = ctx.spec.params
     start = time.perf_counter()

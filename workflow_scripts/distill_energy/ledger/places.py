@@ -18,6 +18,8 @@ from .rows import OUTSIDE, key_of
 
 PLACES = ("own", "shared", "selection", "abandoned", "wasted")
 SHARED = "shared"
+#: Within each place: loading the programs, loading models, the work itself, evaluation during training, writing.
+PHASES = ("start", "load", "compute", "evaluate", "write")
 
 Row = Mapping[str, Any]
 
@@ -55,15 +57,21 @@ def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]
 
 
 def allocate(rows: Sequence[Row], kept: Set[Key], provenance: Provenance) -> list[dict[str, Any]]:
-    """Rows of ``where_it_went``: stage, name, version, place, run ("stage/name/version" of the kept run that bears it,
-    or None) and joules. Their joules sum to those of all attempts (None where an execution's energy is unknown)."""
+    """Rows of ``where_it_went``: stage, name, version, place, phase, run ("stage/name/version" of the kept run that
+    bears it, or None) and joules. Their joules sum to those of all attempts (None where an execution's energy is
+    unknown). ``phase`` is one of ``PHASES``, or None where attempts that did not complete are not told apart."""
     needed_by = consumers(rows, provenance)
     out: list[dict[str, Any]] = []
 
-    def put(row: Row, place: str, joules: float | None, run: Key | None = None) -> None:
-        if joules is None or joules > 0:
-            where = {"stage": row["stage"], "name": row["name"], "version": row["version"]}
-            out.append({**where, "place": place, "run": "/".join(run) if run else None, "joules": joules})
+    def put(row: Row, place: str, joules: float | None, run: Key | None = None, shares=None) -> None:
+        where = {"stage": row["stage"], "name": row["name"], "version": row["version"], "place": place}
+        where["run"] = "/".join(run) if run else None
+        if joules is None:
+            out.append({**where, "phase": None, "joules": None})
+        elif joules > 0:
+            for phase, share in (shares or {None: 1.0}).items():
+                if share > 0:
+                    out.append({**where, "phase": phase, "joules": share * joules})
 
     current = {key_of(r) for r in rows if r["current"]}
     for row in rows:
@@ -80,9 +88,22 @@ def allocate(rows: Sequence[Row], kept: Set[Key], provenance: Provenance) -> lis
         wasted = min(row["wasted_j"] or 0.0, total)
         put(row, "wasted", wasted, _bearer(row, kept, needed_by))
         place, bearers = _place(row, kept, current, needed_by)
+        shares = phase_shares(row, total - wasted)
         for run in bearers or [None]:
-            put(row, place, (total - wasted) / max(len(bearers), 1), run)
+            put(row, place, (total - wasted) / max(len(bearers), 1), run, shares)
     return out
+
+
+def phase_shares(row: Row, useful: float) -> dict[str, float]:
+    """Phase → its share of an execution's useful joules, adding up to 1. A phase whose joules are unknown is computing,
+    as is what no phase names."""
+    parts = {name: row.get(f"{name}_j") or 0.0 for name in PHASES if name != "compute"}
+    named = math.fsum(parts.values())
+    if useful <= 0:
+        return {"compute": 1.0}
+    scale = 1.0 / max(useful, named)  # readings between two ticks are interpolated: no more than all of it
+    shares = {name: value * scale for name, value in parts.items()}
+    return shares | {"compute": 1.0 - math.fsum(shares.values())}
 
 
 def _bearer(row: Row, kept: Set[Key], needed_by: Mapping[Key, set[Key]]) -> Key | None:
@@ -118,3 +139,11 @@ def totals(places: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     for item in places:
         found[item["place"]].append(item["joules"])
     return {place: None if None in values else math.fsum(values) for place, values in found.items()}
+
+
+def by_phase(places: Sequence[Mapping[str, Any]]) -> dict[str | None, float | None]:
+    """Σ joules by phase, in the order of ``PHASES``, then of what is not told apart (None). None: one is unknown."""
+    found: dict[str | None, list[float | None]] = {phase: [] for phase in (*PHASES, None)}
+    for item in places:
+        found[item["phase"]].append(item["joules"])
+    return {phase: None if None in values else math.fsum(values) for phase, values in found.items()}

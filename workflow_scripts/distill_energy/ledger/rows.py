@@ -58,6 +58,10 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("unknown_reason", "string"),
     ("wall_s", "double"),
     ("attempts", "int64"),
+    ("start_j", "double"),  # of the attempts that made the artifact, by phase: see PHASES
+    ("load_j", "double"),
+    ("evaluate_j", "double"),
+    ("write_j", "double"),
     ("flops", "double"),  # of the stage's work, once
     ("flop_per_s", "double"),  # by its wall time, loading and waiting included
     ("j_per_token", "double"),
@@ -84,6 +88,17 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("path", "string"),
 )
 
+
+#: Phase of a stage → what it is for. Everything else in a stage's window is its own computing.
+PHASES = {
+    "start": "start",
+    "verify": "start",
+    "teacher_store": "load",
+    "load": "load",
+    "evaluation": "evaluate",
+    "save": "write",
+    "checkpoint": "write",
+}
 
 #: Rows of these statuses are no part of this workflow's energy.
 OUTSIDE = ("duplicate", "elsewhere")
@@ -207,6 +222,16 @@ def _method(sidecar: Sidecar) -> str | None:
     return ", ".join(str(value) for value in found if value) or None
 
 
+def phase_joules(sidecar: Sidecar) -> dict[str, float | None]:
+    """J of the attempts that made the artifact by what a phase is for; None where a phase's energy is unknown."""
+    found: dict[str, list[float | None]] = {name: [] for name in PHASES.values()}
+    for attempt in made_it(sidecar.attempts):
+        for phase in attempt.phases:
+            if phase.name in PHASES:
+                found[PHASES[phase.name]].append(phase.gross_j)
+    return {name: None if None in values else math.fsum(values) for name, values in found.items()}
+
+
 def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
     """The ledger row of a validated sidecar (``status`` ok, ``current`` False)."""
     row: dict[str, Any] = dict.fromkeys(name for name, _ in COLUMNS)
@@ -242,6 +267,7 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         "unknown_reason": energy.reason if energy.gross_j is None else None,
         "wall_s": wall_seconds(sidecar.attempts),
         "attempts": len(sidecar.attempts),
+        **{f"{name}_j": joules for name, joules in phase_joules(sidecar).items()},
         "flops": sidecar.results.get("flops"),
         "flop_per_s": _rate(sidecar.results.get("flops"), wall_seconds(sidecar.attempts)),
         "j_per_token": sidecar.j_per_token.value,

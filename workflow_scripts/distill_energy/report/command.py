@@ -16,12 +16,13 @@ from ..errors import UserError
 from ..ledger.rows import OUTSIDE
 from ..published.importer import import_runs
 from ..store.sidecar import STAGES, read
+from . import alone
 from .export import codecarbon, latex
 from .forecast import lines, make, write
 from .init import questions
 from .init import write as write_config
 from .paper import write_paper
-from .sentences import detail, energy, headline, sentence
+from .sentences import detail, energy, headline, overhead, sentence
 from .style import energy_unit, number
 from .verify import verify
 
@@ -55,6 +56,12 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
 
     schema = commands.add_parser("schema", help="JSON schema of the configuration, for editors")
     schema.set_defaults(run=run_schema)
+
+    single = commands.add_parser("stage", help="run one stage in this process, outside Snakemake (for a debugger)")
+    single.add_argument("folder", type=Path, help="results/STAGE/NAME/VERSION, as Snakemake's dry run names it")
+    single.add_argument("--config", type=Path, default=Path("config.yaml"))
+    single.add_argument("--dry-run", action="store_true", help="print the work, its parameters and its inputs")
+    single.set_defaults(run=run_stage_alone)
 
     side = commands.add_parser("compare", help="two studies side by side: energies, Q, N* and what differs")
     side.add_argument("a", type=Path, help="a results folder, or an experiment's (results/experiments/NAME)")
@@ -120,6 +127,17 @@ def run_init(options: argparse.Namespace) -> int:
 def run_schema(options: argparse.Namespace) -> int:
     """Print the schema that pydantic validates with."""
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def run_stage_alone(options: argparse.Namespace) -> int:
+    """Describe or run one stage."""
+    spec = alone.find(options.folder, options.config)
+    if options.dry_run:
+        for line in alone.described(spec):
+            print(line)
+        return 0
+    alone.run(spec)
     return 0
 
 
@@ -293,12 +311,17 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
             )
         )
     lines += ["", *columns(table)]
-    known = [r["total_j"] for r in rows if r["status"] not in OUTSIDE or "made_again" in r["flags"]]
+    counted = [r for r in rows if r["status"] not in OUTSIDE or "made_again" in r["flags"]]
+    known = [r["total_j"] for r in counted]
+    share = overhead(counted)
+    harness = "" if share is None else f"; starting, loading and writing took {100 * share:.0f} % of it"
     spent = sum(v for v in known if v is not None) / 3.6e6
     unknown = sum(v is None for v in known)
     lines += [
         "",
-        f"{len(known)} executions spent {energy(spent)}" + (f" and {unknown} an unknown energy" if unknown else ""),
+        f"{len(known)} executions spent {energy(spent)}"
+        + (f" and {unknown} an unknown energy" if unknown else "")
+        + harness,
     ]
     if problems:
         lines += ["", f"{len(problems)} problem(s):", *(f"  {p.kind}: {p.message}" for p in problems)]

@@ -105,6 +105,14 @@ def teacher_choice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def overhead(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Share of the energy that went into starting programs, loading models and writing, of the executions that tell it
+    apart; None where none does. ``rows``: the ledger's that count."""
+    told = [r for r in rows if r["total_j"] is not None and r["load_j"] is not None and r["start_j"] is not None]
+    spent = sum(r["total_j"] for r in told)
+    return sum(r["start_j"] + r["load_j"] + (r["write_j"] or 0.0) for r in told) / spent if spent else None
+
+
 def _balance(row: Mapping[str, Any], base: str) -> str:
     """What its artifact has brought, and how many more reuses it takes."""
     value = row["balance_kwh"]

@@ -17,16 +17,17 @@ AUDIT_TOKENS = 512  # response tokens of a shard's audit at most
 
 def main(ctx) -> dict[str, Any]:
     """Write the cache. Goes on from the shards that are complete. Returns the teacher's figures and the certificate."""
-    import torch
+    with ctx.meter.phase("start"):
+        import torch
 
-    from ..data.stage import check_made_with
-    from ..kd.cache.reader import CacheReader
-    from ..kd.cache.spec import CacheSpec
-    from ..kd.cache.writer import CacheWriter
-    from ..models.fingerprint import template_hash, tokenizer_hash, weights_hash
-    from ..models.flops import flops_of_forward
-    from ..models.sources import load_model, load_tokenizer
-    from ..store.atomic import sha256
+        from ..data.stage import check_made_with
+        from ..kd.cache.reader import CacheReader
+        from ..kd.cache.spec import CacheSpec
+        from ..kd.cache.writer import CacheWriter
+        from ..models.fingerprint import template_hash, tokenizer_hash, weights_hash
+        from ..models.flops import flops_of_forward
+        from ..models.sources import load_model, load_tokenizer
+        from ..store.atomic import sha256
 
     params = ctx.spec.params
     settings = {**{k: params[k] for k in ("batch_tokens", "audit_examples") if k in params}, **params.get("logits", {})}
@@ -34,8 +35,9 @@ def main(ctx) -> dict[str, Any]:
     tokenizer = load_tokenizer(params["model"], ctx.inputs)
     check_made_with(ctx.inputs["data"] / "train.parquet", tokenizer)
     device = "auto" if torch.cuda.is_available() else None
-    model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
-    teacher = Teacher(model, tokenizer.pad_token_id or 0)
+    with ctx.meter.phase("load"):
+        model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
+        teacher = Teacher(model, tokenizer.pad_token_id or 0)
     seed = settings.pop("seed", params.get("seed", 0))
     spec = CacheSpec.from_params({**settings, "seed": seed or 0}, teacher.vocabulary)
     provenance = {

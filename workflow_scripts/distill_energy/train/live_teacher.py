@@ -39,8 +39,7 @@ class LiveTeacher:
         if "teacher" in job.inputs:
             inputs["model"] = Path(job.inputs["teacher"])
         theirs = load_tokenizer(spec, inputs)
-        with job.meter.phase("load_teacher"):
-            self.model = load_model(spec, inputs, device=job.peers.device)
+        self.model = load_model(spec, inputs, device=job.peers.device)
         self.rule = check_logits(self.model)
         check_vocabulary(
             tokenizer_hash(theirs),

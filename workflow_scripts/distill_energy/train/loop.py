@@ -259,9 +259,10 @@ class Loop:
     def _write_checkpoint(self) -> None:
         state, now = self.state, time.monotonic()
         if self.setup.split or self.peers.leads:
-            content = {"identity": self.identity(), "state": state.to_dict(), "best": self.best.state_dict()}
-            content |= self.setup.state_dict()
-            checkpoint.save(self.checkpoints, state.step, content, self._part(), self.setup.barrier)
+            with self.job.meter.phase("checkpoint"):
+                content = {"identity": self.identity(), "state": state.to_dict(), "best": self.best.state_dict()}
+                content |= self.setup.state_dict()
+                checkpoint.save(self.checkpoints, state.step, content, self._part(), self.setup.barrier)
         self.checkpoint_step = state.step
         self.checkpoint_s = time.monotonic() - now
         state.checkpoint_s += self.checkpoint_s

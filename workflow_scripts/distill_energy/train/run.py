@@ -78,8 +78,9 @@ def _fit_in(company: AbstractContextManager[Job], job: Job, out: Path) -> dict[s
 
 def fit(job: Job, out: Path) -> dict[str, Any]:
     """Train as rank 0 and write the artifact into ``out``."""
-    setup = Setup(job)
-    loop = Loop(job, setup)
+    with job.meter.phase("load"):
+        setup = Setup(job)
+        loop = Loop(job, setup)
     state = loop.run()
     with job.meter.phase("save"):
         save_student(setup, loop.final_weights(), out / "model")

@@ -10,6 +10,7 @@ def main(ctx: Any) -> dict[str, Any]:
 
     Returns the sidecar's results. Raises UserError for bad input, a loss that is not finite, or too little memory.
     """
-    from .run import train
+    with ctx.meter.phase("start"):
+        from .run import train
 
     return train(ctx)

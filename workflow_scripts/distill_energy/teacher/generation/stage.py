@@ -40,18 +40,19 @@ def main(ctx) -> dict[str, Any]:
     Finished shards lie in ``ctx.work`` and are not made again after a kill. Tokens counted: ``generated`` (up to and
     including the end token) and ``processed`` (prompt and generated), once for each token that this attempt computed.
     """
-    import json
+    with ctx.meter.phase("start"):
+        import json
 
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-    from ...data.stage import check_made_with, schema
-    from ...errors import UserError
-    from ...models.fingerprint import tokenizer_hash
-    from ...models.flops import flops_of_generation
-    from ...models.sources import bare_model, load_tokenizer
-    from ...store.atomic import write_parquet
-    from . import jobs
+        from ...data.stage import check_made_with, schema
+        from ...errors import UserError
+        from ...models.fingerprint import tokenizer_hash
+        from ...models.flops import flops_of_generation
+        from ...models.sources import bare_model, load_tokenizer
+        from ...store.atomic import write_parquet
+        from . import jobs
 
     params = ctx.spec.params
     generation = params["generation"]
@@ -83,7 +84,9 @@ def main(ctx) -> dict[str, Any]:
             path = ctx.work / f"answers-{index:05d}.parquet"
             found = jobs.load_shard(path, members)
             if found is None:
-                engine = engine or make_engine(ctx, tokenizer)
+                if engine is None:
+                    with ctx.meter.phase("load"):
+                        engine = make_engine(ctx, tokenizer)
                 found = engine.answer(members, jobs.shard_seed(generation["seed"], index), count), engine.stops
                 jobs.save_shard(path, *found)
                 ctx.log(f"shard {index + 1} of {len(shards)}: {len(members)} answers")
