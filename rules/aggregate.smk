@@ -10,7 +10,8 @@ localrules:
 # Name → title. One rule a figure, so that each has its caption in `snakemake --report`.
 FIGURES = {
     "pareto": "Energy against quality",
-    "stage_breakdown": "Where the energy went",
+    "stage_breakdown": "Energy by stage",
+    "where_it_went": "Where every joule went",
     "amortization": "What reuse does",
     "trajectories": "Energy to quality",
     "sweep": "Sweeps",

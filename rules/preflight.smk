@@ -3,6 +3,8 @@
 import json
 import subprocess
 
+from distill_energy.answer.experiments import register
+
 # Rules whose work costs enough to be asked about first.
 PAID = {"preprocess_data", "teacher_logits", "teacher_generation", "student_training"}
 
@@ -21,6 +23,8 @@ def preflight():
 
 
 onstart:
+    # Said before the first job, so that another study's answer does not take these runs for abandoned ones.
+    register(ANSWER, plan.nodes)
     if PAID & {job.rule.name for job in workflow.dag.needrun_jobs()}:
         preflight()
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from distill_energy.answer.experiments import answer_folders, compare, listed_elsewhere, mark_elsewhere, results_of
+from distill_energy.answer.experiments import (
+    answer_folders,
+    compare,
+    listed_elsewhere,
+    mark_elsewhere,
+    register,
+    results_of,
+)
 from distill_energy.errors import UserError
 
 
@@ -22,6 +29,8 @@ def test_folders(tmp_path):
     assert listed_elsewhere(tmp_path / "results", lambda folder: {"current": lists[folder]}) == [
         ("evaluation", "e", "1")
     ]
+    register(named, [("prerun", "host", "9")])  # one that started and has no answer yet
+    assert listed_elsewhere(tmp_path / "results", lambda folder: {}) == [("prerun", "host", "9")]
 
 
 def test_only_what_is_not_ours_is_elsewhere():

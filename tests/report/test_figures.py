@@ -103,10 +103,22 @@ def test_every_figure_renders_from_the_written_files(demo_root, tmp_path):
     from distill_energy.report.figures import NAMES, render
 
     out = {"ledger": tmp_path / "l.parquet", "summary": tmp_path / "s.parquet", "csv": tmp_path / "s.csv"}
+    out["places"] = tmp_path / "where_it_went.parquet"
     main(demo_root, out, None, {"accounting": {"bootstrap": 200}}, log=lambda _: None)
     for name in NAMES:
         render(name, out["ledger"], out["summary"], tmp_path / f"{name}.pdf", tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_it_went_draws_every_joule(demo_root, tmp_path):
+    from distill_energy.answer.aggregate import judge
+    from distill_energy.report.figures.where_it_went import amounts, draw
+
+    found, _ = judge([demo_root])
+    drawn = sum(v for phases in amounts(found.places).values() for v in phases.values())
+    assert drawn == pytest.approx(sum(p["joules"] for p in found.places if p["joules"] is not None))
+    draw([], tmp_path / "f.pdf", tmp_path / "f.png")
+    assert (tmp_path / "f.pdf").stat().st_size > 1000
 
 
 def test_power_from_a_counter_leaves_a_hole_at_a_wrap(tmp_path):

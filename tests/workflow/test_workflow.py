@@ -50,7 +50,7 @@ def test_every_stage_has_an_honest_sidecar_and_whole_files(finished):
 def test_snakemake_report_has_every_figure_with_its_caption(finished, tmp_path):
     finished.run("--report", str(tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text()
-    for title in ("Energy against quality", "Where the energy went", "What reuse does", "Summary"):
+    for title in ("Energy against quality", "Energy by stage", "What reuse does", "Summary"):
         assert title in page
     assert "Hollow points are dominated" in page
 

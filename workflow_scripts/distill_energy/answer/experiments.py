@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..ledger.graph import Key
+from ..store.atomic import write_text
 
 #: Below the results folder; a study without a name has its answer in the results folder itself.
 FOLDER = "experiments"
+#: In a study's answer folder: [[stage, name, version], …] of its last start.
+PLAN = "plan.json"
 
 
 def results_of(answer: Path) -> Path:
@@ -24,12 +28,25 @@ def answer_folders(results: Path) -> list[Path]:
     return [Path(results), *sorted(p for p in (Path(results) / FOLDER).glob("*") if p.is_dir())]
 
 
+def register(answer: Path, keys: Iterable[Key]) -> None:
+    """Say what a study lists when it starts: its runs are its own before it has an answer."""
+    write_text(Path(answer) / PLAN, json.dumps(sorted(keys)))
+
+
+def listed(folder: Path, options_of) -> list[Sequence[str]]:
+    """What a study lists, by its last start or else its last aggregate."""
+    try:
+        return json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return options_of(folder).get("current") or []
+
+
 def listed_elsewhere(answer: Path, options_of) -> list[Key]:
     """What the other studies beside ``answer`` list. ``options_of``: folder → the options of its last aggregate."""
     found: set[Key] = set()
     for folder in answer_folders(results_of(answer)):
         if folder.resolve() != Path(answer).resolve():
-            found |= {(str(s), str(n), str(v)) for s, n, v in options_of(folder).get("current") or ()}
+            found |= {(str(s), str(n), str(v)) for s, n, v in listed(folder, options_of)}
     return sorted(found)
 
 

@@ -28,7 +28,11 @@ FIGURES = {
         "Points to the upper left are better. Hollow points are dominated: another "
         "student costs no more and is no worse.",
     ),
-    "stage_breakdown": ("Where the energy went", "One bar for each pipeline and student, the teacher counted whole."),
+    "stage_breakdown": ("Energy by stage", "One bar for each pipeline and student, the teacher counted whole."),
+    "where_it_went": (
+        "Where every joule went",
+        "All that was spent, by place, and within each by phase: starting, loading and writing are the harness's own.",
+    ),
     "amortization": (
         "What reuse does",
         "The teacher's artifact is paid for once. A pipeline has paid off where its "

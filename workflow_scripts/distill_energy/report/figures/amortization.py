@@ -52,7 +52,9 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path,
     _legend(figure, panels, every)
     figure.tight_layout(w_pad=1.2)
     more = f"The first {MOST_PANELS} of {found} students." if found > MOST_PANELS else ""
-    style.footnote(figure, f"{omitted_note(summary, shown)} {more}".strip())
+    bars = "Bar: interval of the difference to the baseline at the real N; where it crosses the line, it is open."
+    drawn = any(r["saving_high_kwh"] is not None for p in panels for r in p[2])
+    style.footnote(figure, " ".join(filter(None, [bars if drawn else "", omitted_note(summary, shown), more])))
     style.save(figure, pdf, png)
 
 
@@ -72,7 +74,8 @@ def _panels(summary, every) -> list[tuple[str, Mapping[str, Any], list[Mapping[s
 
 
 def _limit(panels) -> float:
-    wanted = [r["n_star"] for p in panels for r in p[2] if r["n_star"]] + [r["n_reuse"] for p in panels for r in p[2]]
+    rows = [r for p in panels for r in p[2]]
+    wanted = [r["n_star"] for r in rows if r["n_star_status"] == "finite"] + [r["n_reuse"] for r in rows]
     return min(max(10.0, 2.2 * max(wanted)), 2000.0)
 
 
@@ -81,18 +84,20 @@ def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
     colour, _ = style.pipeline_style(base["pipeline"], every)
     level = base["e_student_kwh"] * factor
     axes.axhline(level, color=colour, lw=1.4, zorder=2)
-    _band(axes, [1, limit], [base["e_student_low_kwh"]] * 2, [base["e_student_high_kwh"]] * 2, colour, factor)
     lines = []
     for row in rows:
         colour, marker = style.pipeline_style(row["pipeline"], every)
         energies = (row["e_teacher_kwh"] / counts + row["e_student_kwh"]) * factor
         axes.plot(counts, energies, color=colour, lw=1.5, zorder=3, ls=["-", "--", ":", "-."][len(lines) % 4])
-        if row["e_student_low_kwh"] is not None:
-            share = row["e_teacher_kwh"] / counts
-            _band(axes, counts, share + row["e_student_low_kwh"], share + row["e_student_high_kwh"], colour, factor)
         here = (row["e_teacher_kwh"] / row["n_reuse"] + row["e_student_kwh"]) * factor
         axes.plot(row["n_reuse"], here, marker, color=colour, ms=6.5, mec="white", mew=0.8, zorder=5, clip_on=False)
-        if row["n_star"] and row["n_star"] <= limit:
+        if row["saving_high_kwh"] is not None:
+            # Against the baseline's line: where the bar crosses it, it is open which costs less at this N.
+            share = row["e_teacher_kwh"] / row["n_reuse"] * factor
+            ends = [level + share - row[f"saving_{end}_kwh"] * factor for end in ("high", "low")]
+            x = row["n_reuse"] * (1 + 0.09 * (len(lines) - (len(rows) - 1) / 2))  # side by side
+            axes.plot([x, x], [max(ends[0], 0), ends[1]], color=colour, lw=1.1, alpha=0.8, zorder=4)
+        if row["n_star_status"] == "finite" and row["n_star"] <= limit:
             axes.plot([row["n_star"]] * 2, [0, level], color=colour, lw=0.8, ls=(0, (2, 2)), zorder=2)
             axes.plot(row["n_star"], level, "x", color=colour, ms=6.5, mew=1.8, zorder=6)
         lines.append((row, style.darker(colour), _verdict(row)))
@@ -120,26 +125,12 @@ def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
         )
 
 
-def _band(axes, counts, low, high, colour, factor) -> None:
-    if low[0] is None:
-        return
-    axes.fill_between(
-        counts,
-        np.maximum(np.asarray(low, float), 0) * factor,
-        np.asarray(high, float) * factor,
-        color=colour,
-        alpha=0.15,
-        lw=0,
-        zorder=1,
-    )
-
-
 def _verdict(row) -> str:
     name = pipeline_name(row["pipeline"]) + _setting(row)
     if row["n_star_status"] == "never":
         return f"{name}: never"
     if row["n_star_status"] == "undecided":
-        return f"{name}: undecided" + (f" (N* ≈ {style.number(row['n_star'])})" if row["n_star"] else "")
+        return f"{name}: undecided"
     if row["n_star_status"] != "finite":
         return f"{name}: unknown"
     text = f"{name}: N* = {style.number(row['n_star'])}"

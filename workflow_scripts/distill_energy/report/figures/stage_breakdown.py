@@ -57,15 +57,16 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
         _bar(axes, position, row, factor)
         low, high = row["e_oneoff_low_kwh"], row["e_oneoff_high_kwh"]
         total = row["e_oneoff_kwh"] * factor
-        if low is not None:
-            axes.plot([max(low, 0) * factor, high * factor], [position, position], color="black", lw=1.0, zorder=4)
+        if low is not None:  # below the bar, which it would hide
+            under = position + 0.42
+            axes.plot([max(low, 0) * factor, high * factor], [under, under], color="#444444", lw=0.9, zorder=4)
             for end in (max(low, 0), high):
-                axes.plot([end * factor] * 2, [position - 0.14, position + 0.14], color="black", lw=1.0, zorder=4)
+                axes.plot([end * factor] * 2, [under - 0.07, under + 0.07], color="#444444", lw=0.9, zorder=4)
         text = f"{style.number(total)} {unit}"
         reference = base.get(row["baseline_group"])
         if reference and not row["is_baseline"]:
             text += f"  ({row['e_oneoff_kwh'] / reference:.1f}× the baseline)"
-        axes.text(max(total, (high or 0) * factor) + 0.012 * top, position, text, va="center", fontsize=7.5)
+        axes.text(total + 0.012 * top, position, text, va="center", fontsize=7.5)
         ticks.append((position, row["label"]))
         position += 1
     axes.set_yticks([t[0] for t in ticks], [t[1] for t in ticks])
@@ -89,7 +90,7 @@ def _bar(axes, position: float, row, factor: float) -> None:
     for part, what, value in segments(row):
         colour = style.PARTS[part][0]
         axes.barh(
-            position, value * factor, 0.72, left, color=colour, hatch=hatches[what], edgecolor="white", lw=0.4, zorder=2
+            position, value * factor, 0.62, left, color=colour, hatch=hatches[what], edgecolor="white", lw=0.4, zorder=2
         )
         left += value * factor
 
