@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PIPELINE_NAMES = {"sft": "SFT", "kd": "KD", "synthetic": "Synthetic"}
+PIPELINE_NAMES = {"sft": "SFT", "kd": "KD", "synthetic": "Synthetic", "lora": "LoRA"}
+PIPELINE_NAMES |= {"on_policy": "On-policy", "offline_policy": "Offline policy"}
 
 
 def pipeline_name(pipeline: str | None) -> str:

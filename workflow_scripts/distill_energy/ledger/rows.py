@@ -223,13 +223,18 @@ def _method(sidecar: Sidecar) -> str | None:
 
 
 def phase_joules(sidecar: Sidecar) -> dict[str, float | None]:
-    """J of the attempts that made the artifact by what a phase is for; None where a phase's energy is unknown."""
+    """J of the attempts that made the artifact by what a phase is for; None where a phase's energy is unknown, or where
+    the stage books none of the kind (its start, above all, in records of earlier versions): that is not 0."""
     found: dict[str, list[float | None]] = {name: [] for name in PHASES.values()}
+    named = set()
     for attempt in made_it(sidecar.attempts):
         for phase in attempt.phases:
+            named.add(phase.name)
             if phase.name in PHASES:
                 found[PHASES[phase.name]].append(phase.gross_j)
-    return {name: None if None in values else math.fsum(values) for name, values in found.items()}
+    if "start" not in named:
+        found["start"] = []
+    return {name: math.fsum(values) if values and None not in values else None for name, values in found.items()}
 
 
 def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ours = sum(r["campaign_total_kwh"] for r, _ in pairs)
         theirs = sum(b["campaign_total_kwh"] for _, b in pairs)
         name, base = pipeline_name(key[2]), pipeline_name(pairs[0][1]["pipeline"])
-        if len({r["teacher"] for r in kept if not r["is_baseline"]}) > 1:
+        if members[0]["n_reuse"] is not None and len({r["teacher"] for r in kept if not r["is_baseline"]}) > 1:
             name += f" from {key[0]}"
         students = _plural(len(pairs), "student")
         text = f"{name}: {energy(ours)} spent in all on {students}; {base} spent {energy(theirs)} on the same"
@@ -207,6 +207,11 @@ def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         reason = f" ({row['q_reason']})" if row["q"] is None else ""
         return f"{name} is the baseline: {energy(row['e_oneoff_kwh'])} and Q = {quality}{reason}."
     status = row["n_star_status"]
+    if status == "unknown" and row["n_reuse"] is None and base is not None:
+        costs = ""
+        if row["campaign_excess"] is not None:
+            costs = f"; with all that was spent on it, it cost {_share(row['campaign_excess'])} than {base_name}"
+        return f"{name} reuses no teacher artifact, so that it has no N*{costs}."
     if status == "unknown":
         return f"{name}: whether it pays back is unknown, because {row['n_star_reason']}."
     if status == "never":
