@@ -118,11 +118,12 @@ def _balance(row: Mapping[str, Any], base: str) -> str:
     value = row["balance_kwh"]
     if value is None:
         return ""
-    text = (
-        f" Its teacher artifact and its selection cost {energy(row['balance_cost_kwh'])} and have saved"
-        f" {energy(abs(row['balance_saved_kwh']))}{' less than nothing' if row['balance_saved_kwh'] < 0 else ''} in"
-        f" training against {base}"
-    )
+    saved = row["balance_saved_kwh"]
+    text = f" Its teacher artifact and its selection cost {energy(row['balance_cost_kwh'])}"
+    if saved >= 0:
+        text += f" and have saved {energy(saved)} in training against {base}"
+    else:
+        text += f", and its students cost {energy(-saved)} more to train than by {base}"
     if value >= 0:
         text += ": it has paid"
     elif row["more_reuses"] is None:

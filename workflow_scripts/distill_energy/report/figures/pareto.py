@@ -40,17 +40,17 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
         reasons = sorted({r["q_reason"] or r["e_reason"] or "unknown" for r in summary}) or ["there is no run"]
         style.nothing(f"No point has both an energy and a quality: {'; '.join(reasons)}", pdf, png)
         return
-    families = list(dict.fromkeys((r["teacher"], r["dataset"]) for r in drawn))
+    families = list(dict.fromkeys((r["q_reference"], r["dataset"]) for r in drawn))
     if len(families) > 1 and len({f[0] for f in families}) == 1:
         titles = {f: str(f[1]) for f in families}
     else:
-        titles = {f: f"{f[1]}, taught by {f[0]}" for f in families}
+        titles = {f: f"{f[1]}, Q relative to {f[0]}" for f in families}
     figure, panels, place = _layout(plt, families[:MOST_FAMILIES])
     factor, unit = style.energy_unit([r[f"e_{v}_kwh"] for r in drawn for v in VIEWS])
     every = [r["pipeline"] for r in summary]
     placing = {}
     for (family, view), axes in panels.items():
-        rows = [r for r in drawn if (r["teacher"], r["dataset"]) == family]
+        rows = [r for r in drawn if (r["q_reference"], r["dataset"]) == family]
         shown = {r["group"] for r in headline(rows)}
         shown = shown if len(shown) <= MOST_BARS else set()
         brief = len(families) > 1 or view != "oneoff"
@@ -125,7 +125,7 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
         if on_front or 0 < len(shown) <= MOST_LABELS:
             labels.append((x, y, _text(row, brief), style.darker(colour)))
     front = sorted((r[f"e_{view}_kwh"] * factor, r["q"]) for r in points if r[f"on_front_{view}"])
-    if len(front) > 1 and len({(r["teacher"], r["dataset"]) for r in points}) == 1:
+    if len(front) > 1 and len({(r["q_reference"], r["dataset"]) for r in points}) == 1:
         corners = [c for (x0, y0), (x1, y1) in itertools.pairwise(front) for c in ((x0, y0), (x1, y0), (x1, y1))]
         lines.append(corners)
         axes.step(*zip(*front, strict=True), where="post", color="#777777", lw=0.9, ls=(0, (4, 2)), zorder=1)
@@ -145,9 +145,11 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
 
 
 def _text(row, brief: bool = False) -> str:
-    """The label without the pipeline, which colour and marker show; ``brief``: the student's name alone."""
+    """The label without the pipeline, which colour and marker show; ``brief``: the student's name alone, with that of a
+    teacher other than Q's reference."""
     text = row["label"].removeprefix(pipeline_name(row["pipeline"]) + " ")
-    return str(row["student"]) if brief else text
+    other = row["teacher"] != row["q_reference"] and row["n_reuse"] is not None
+    return f"{row['student']} · {row['teacher']}" if brief and other else str(row["student"]) if brief else text
 
 
 def _legend(figure, every, top: float) -> None:
