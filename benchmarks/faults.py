@@ -308,8 +308,7 @@ def campaign(count: int, seed: int, say=print) -> Counter:
     with tempfile.TemporaryDirectory(prefix="distill-energy-faults-") as folder:
         place = Path(folder)
         shared = environment(place / "gpu")
-        os.environ["TMPDIR"] = shared["TMPDIR"]
-        tempfile.tempdir = None
+        restore = _same_temporary_folder(shared["TMPDIR"])
         clean = Trial(place / "clean", random.Random(0), "none", shared)
         clean.root.mkdir()
         assert clean.run() == 0, clean.said
@@ -326,7 +325,19 @@ def campaign(count: int, seed: int, say=print) -> Counter:
                 if os.environ.get("KEEP"):
                     shutil.copytree(trial.root, Path(os.environ["KEEP"]) / f"t{number}", dirs_exist_ok=True)
             shutil.rmtree(trial.root, ignore_errors=True)
+        restore()
     return outcomes
+
+
+def _same_temporary_folder(folder: str):
+    """Look for what a full disk refused where the study's processes put it; returns what undoes that."""
+    before = tempfile.tempdir
+    tempfile.tempdir = folder
+
+    def restore() -> None:
+        tempfile.tempdir = before
+
+    return restore
 
 
 def main() -> int:

@@ -151,6 +151,7 @@ def test_fold_adds_and_never_invents(attempts):
 
 @given(st.lists(an_attempt(), min_size=2, max_size=5), st.randoms())
 def test_fold_does_not_depend_on_order(attempts, rng):
+    attempts = [attempt.model_copy(update={"id": str(number)}) for number, attempt in enumerate(attempts)]
     mixed = list(attempts)
     rng.shuffle(mixed)
     one, other = fold_attempts(attempts)[0], fold_attempts(mixed)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 TEACHER = {"source": "random", "layers": 2, "hidden": 64, "heads": 2, "vocabulary": 300, "seed": 0}
@@ -24,6 +25,10 @@ class CountingMeter:
 
     def __init__(self) -> None:
         self.tokens: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str):
+        yield
 
     def add_tokens(self, kind: str, n: int) -> None:
         self.tokens[kind] = self.tokens.get(kind, 0) + n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ class Meter:
     """Counts tokens as the real one does; has no energy."""
 
     tokens: dict[str, int] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def phase(self, name: str):
+        yield
 
     def add_tokens(self, kind: str, n: int) -> None:
         self.tokens[kind] = self.tokens.get(kind, 0) + n

@@ -168,3 +168,12 @@ def test_a_consumer_that_is_no_record_is_named_and_the_rest_answers(damage):
     rows, problems = collect_rows([Path("results"), Path("store")])
     assert sorted(r["stage"] for r in rows) == ["preprocess", "student_training"]
     assert [p.kind for p in problems] == ["rejected"] and "c.json" in problems[0].message
+
+
+def test_a_damaged_copy_of_the_sidecar_stops_no_retry(tmp_path):
+    """The copy beside the attempts is emptied and the artifact gone: made again, both attempts counted."""
+    record = execute(data(), make)
+    (tmp_path / data().folder / "energy.json").unlink()
+    (tmp_path / data().attempts / "energy.json").write_text("")
+    again = execute(data(), make)
+    assert len(again.attempts) == 2 and again.energy.wasted_gross_j == pytest.approx(record.energy.gross_j)

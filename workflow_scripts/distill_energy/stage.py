@@ -164,7 +164,11 @@ def _restore(out: Path, attempts: Path) -> schema.Sidecar | None:
     path = attempts / schema.SIDECAR_NAME
     if not path.exists():
         return None
-    record = schema.read(path)
+    try:
+        record = schema.read(path)
+    except UserError as error:  # the copy is damaged; the attempts beside it still tell what was spent
+        _say(f"{error}: making the artifact again")
+        return None
     problem = damage(out, record)
     if problem is not None:
         _say(f"making the artifact again: {problem}")

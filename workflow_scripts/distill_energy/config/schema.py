@@ -20,11 +20,18 @@ class Grid(Section):
     region: str | None = Field(None, description="region of the country, where the table has one")
     g_per_kwh: float | None = Field(None, ge=0, description="a number instead of a country")
     source: str | None = Field(None, description="where the number is from")
+    series: str | None = Field(
+        None,
+        description="CSV of columns `utc` (ISO 8601, start of the interval) and `g_per_kwh`: each run is weighted by "
+        "when its joules were spent",
+    )
 
     @model_validator(mode="after")
     def _number_has_source(self) -> "Grid":
         if self.g_per_kwh is not None and not self.source:
             raise ValueError("g_per_kwh needs a source")
+        if self.series is not None and (self.g_per_kwh is not None or self.country is not None):
+            raise ValueError("series stands alone: remove country and g_per_kwh")
         return self
 
 
