@@ -1,12 +1,15 @@
 """The plan, and what every measured rule shares."""
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 SCRIPTS = Path(workflow.basedir) / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from distill_energy.answer.experiments import register  # noqa: E402
 from distill_energy.config import parse_config  # noqa: E402
 from distill_energy.config.load import read_yaml  # noqa: E402
 from distill_energy.energy.co2 import co2e  # noqa: E402
@@ -80,3 +83,27 @@ def consumed(stage):
         return [ancient(f"{item.folder}/energy.json") for item in node.consumes]
 
     return sidecars
+
+
+# Rules whose work costs enough to be asked about first.
+PAID = {"preprocess_data", "teacher_logits", "teacher_generation", "student_training"}
+
+
+def preflight():
+    """Exit with a line for each thing that is wrong. A process of its own: Snakemake itself loads no torch."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_energy", "preflight", "-"],
+        input=json.dumps(settings.model_dump(mode="json")),
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        check=False,
+    )
+    if done.returncode:
+        raise WorkflowError("preflight: the study cannot be made as configured")
+
+
+onstart:
+    # Said before the first job, so that another study's answer does not take these runs for abandoned ones.
+    register(ANSWER, plan.nodes)
+    if PAID & {job.rule.name for job in workflow.dag.needrun_jobs()}:
+        preflight()

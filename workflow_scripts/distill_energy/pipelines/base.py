@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
+from ..config.base import Section
 from ..config.training import Lora
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,16 @@ class Settings:
     options: dict[str, Any] = field(default_factory=dict)
     ce_kernel: str = "chunks"  # what computes a cross-entropy (``kd.losses.ce.choose_kernel``)
     softcap: float | None = None  # of the student's logits (``models.logits.LogitRule``)
+
+
+def checked(kind: str, section: type[Section], options: dict[str, Any]) -> Any:
+    """``options`` as the kind's own ``section``. Raises UserError naming the key."""
+    try:
+        return section.model_validate(options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"pipeline {kind}: options.{where}: {problem['msg']}") from None
 
 
 class Pipeline:

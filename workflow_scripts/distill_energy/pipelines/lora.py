@@ -7,22 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from ..config.training import Lora as Adapter
-from ..errors import UserError
-from .base import Pipeline, Settings
+from .base import Pipeline, Settings, checked
 
 
 class Lora(Pipeline):
     kind = "lora"
 
     def lora(self, settings: Settings, training: dict[str, Any]) -> Adapter:
-        try:
-            return Adapter.model_validate({**(training.get("lora") or {}), **settings.options})
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise UserError(f"pipeline lora: options.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        return checked(self.kind, Adapter, {**(training.get("lora") or {}), **settings.options})
 
 
 PIPELINE = Lora()

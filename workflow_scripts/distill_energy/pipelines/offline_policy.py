@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from ..config.base import Section
-from ..errors import UserError
-from .base import Settings
+from .base import Settings, checked
 from .kd import Kd
 
 
@@ -36,12 +33,7 @@ class OfflinePolicy(Kd):
 
     def options(self, options: dict[str, Any]) -> OfflinePolicyOptions:
         """Raises UserError naming the key."""
-        try:
-            return OfflinePolicyOptions.model_validate(options)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise UserError(f"pipeline offline_policy: options.{where}: {problem['msg']}") from None
+        return checked(self.kind, OfflinePolicyOptions, options)
 
 
 PIPELINE = OfflinePolicy()

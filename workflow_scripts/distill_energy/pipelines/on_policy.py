@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..config.base import Section
-from ..errors import UserError
-from .base import Pipeline, Settings
+from .base import Pipeline, Settings, checked
 
 
 class OnPolicyOptions(Section):
@@ -33,12 +32,7 @@ class OnPolicy(Pipeline):
 
     def settings(self, raw: dict[str, Any]) -> Settings:
         settings = super().settings(raw)
-        try:
-            options = OnPolicyOptions.model_validate(settings.options)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise UserError(f"pipeline on_policy: options.{where}: {problem['msg']}") from None
+        options = checked(self.kind, OnPolicyOptions, settings.options)
         temperature = 1.0 if settings.temperature is None else settings.temperature
         return Settings(settings.kind, settings.alpha, temperature, options.model_dump())
 
