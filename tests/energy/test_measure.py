@@ -162,6 +162,7 @@ def test_lightning_trainer(gpus, tmp_path):
             self.layer = torch.nn.Linear(4, 1)
 
         def training_step(self, batch, index):
+            time.sleep(0.1)  # some ticks of the meter
             return self.layer(batch).mean()
 
         def configure_optimizers(self):
