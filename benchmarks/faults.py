@@ -221,7 +221,7 @@ class Trial:
         """(what ``verify`` finds, J recorded over all attempts, whether an energy is said to be unknown)."""
         from distill_energy.answer.aggregate import judge
         from distill_energy.errors import UserError
-        from distill_energy.ledger.rows import OUTSIDE
+        from distill_energy.ledger.rows import counts
         from distill_energy.report.verify import verify
 
         try:
@@ -230,7 +230,7 @@ class Trial:
             self.said.append(str(error))
             return [error], 0.0, True
         found, problems = judge([self.root / "results"])
-        rows = [r["total_j"] for r in found.rows if r["status"] not in OUTSIDE or "made_again" in r["flags"]]
+        rows = [r["total_j"] for r in found.rows if counts(r)]
         unknown = None in rows or any(p.kind in ("rejected", "running") for p in problems)
         return findings, sum(v for v in rows if v is not None), unknown
 

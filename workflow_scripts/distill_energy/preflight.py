@@ -12,25 +12,24 @@ import shutil
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from .config.schema import Config
 from .data.chat import accepted, check_tokenizer, encode_turns
-from .data.files import files_of
 from .data.formats import Filtered, Refused, read
 from .data.hub import read_rows
 from .errors import UserError
+from .evaluate.judges import OPENAI_API
 from .forecast.forecast import plan_forecast
 from .kd.cache.checks import check_vocabulary
 from .models.fingerprint import template_hash, tokenizer_hash
@@ -38,18 +37,18 @@ from .models.gguf import find_gguf
 from .models.logits import check_logits, output_layer
 from .models.packing import check_packing
 from .models.quiet import quiet
-from .models.sources import bare_model, folder_of, load_tokenizer, stop_ids
+from .models.sources import bare_model, declared_stop_ids, folder_of, hub_is_offline, load_tokenizer
 from .pipelines import get
 from .plan.build import Plan
 from .plan.spec import StageSpec
+from .store.sidecar import SIDECAR_NAME
 
 #: Rows of a data set that are put through the teacher's template.
 ROWS = 3
 #: Parameters of the largest one-layer copy that is drawn at random to ask a model for its logits.
 PROBE_PARAMETERS = 400_000_000
-#: Bytes a parameter takes at least in training: weights and gradients, by precision (the optimiser's comes on top).
+#: Bytes of a parameter and its gradient in training, by precision; AdamW's two moments take as much again.
 TRAINING_BYTES = {"bf16_autocast": 8, "fp32": 8, "bf16": 4, "bf16_stochastic": 4}
-ADAMW_BYTES = {"bf16_autocast": 8, "fp32": 8, "bf16": 4, "bf16_stochastic": 4}
 
 
 @dataclass
@@ -104,14 +103,7 @@ class Candidate:
 
     @cached_property
     def stops(self) -> list[int]:
-        config = None
-        if self.origin["source"] != "random":
-            name, options = folder_of(self.origin, self.inputs)
-            try:
-                config = GenerationConfig.from_pretrained(name, **options)
-            except OSError:  # not every model has one
-                config = None
-        return stop_ids(SimpleNamespace(generation_config=config), self.tokenizer)
+        return declared_stop_ids(self.spec, self.inputs, self.tokenizer)
 
     @property
     def rows(self) -> int:
@@ -244,7 +236,7 @@ def candidates(plan: Plan, config: Config) -> dict[str, Candidate]:
 def _inputs(node: StageSpec) -> dict[str, Path]:
     made = {item.role: Path(item.folder) for item in node.consumes}
     folder = made.get("model")
-    return {"model": folder} if folder is not None and (folder / "energy.json").is_file() else {}
+    return {"model": folder} if folder is not None and (folder / SIDECAR_NAME).is_file() else {}
 
 
 def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found:
@@ -280,7 +272,7 @@ def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found
 
 
 def _hub_answers(timeout_s: float = 5.0) -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if hub_is_offline():
         return False
     try:
         with urllib.request.urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=timeout_s):
@@ -391,7 +383,7 @@ def _check_data(found: Found, node: StageSpec, models: Mapping[str, Candidate], 
             )
     if dataset["source"] == "generated" or teacher is None:
         return
-    rows = found.ask(lambda: list(islice(_first_rows(dataset), ROWS)), where)
+    rows = found.ask(lambda: list(islice(read_rows(dataset), ROWS)), where)
     if rows is None:
         return
     highest = found.ask(lambda: max((_highest(teacher, row, dataset["format"]) for row in rows), default=0), where)
@@ -401,12 +393,6 @@ def _check_data(found: Found, node: StageSpec, models: Mapping[str, Candidate], 
                 f"{where}: token id {highest} of its rows is beyond the {model.rows} of model {model.name}"
             )
     found.checked.append(f"{where}: {len(rows)} rows through the template of {teacher.name}")
-
-
-def _first_rows(dataset: Mapping[str, Any]) -> Iterator[Any]:
-    if dataset["source"] == "files":
-        files_of(dataset["path"])
-    return read_rows(dict(dataset))
 
 
 def _highest(teacher: Candidate, row: Any, format_name: str) -> int:
@@ -445,13 +431,13 @@ def check_memory(node: StageSpec, model: Candidate | None, available: tuple[int,
         return
     training = node.params["training"]
     precision = training["precision"]
-    trained = 0 if training.get("lora") else 1
-    each = TRAINING_BYTES[precision] * (1 if trained else 0.5)
-    if training["optimizer"] == "adamw" and trained:
-        each += ADAMW_BYTES[precision]
-    shares = (
-        (training.get("processes") or 1) * (training.get("nodes") or 1) if training.get("sharding") == "full" else 1
-    )
+    each = TRAINING_BYTES[precision]
+    if training.get("lora"):
+        each /= 2  # the frozen weights alone
+    elif training["optimizer"] == "adamw":
+        each *= 2
+    split = training.get("sharding") == "full"
+    shares = (training.get("processes") or 1) * (training.get("nodes") or 1) if split else 1
     needs, (size, where) = model.parameters * each / shares, available or memory()
     if needs > size:
         raise UserError(
@@ -502,7 +488,7 @@ def check_judge(judge: Mapping[str, Any], timeout_s: float = 5.0) -> None:
         return
     if not judge["base_url"] and not os.environ.get(judge["api_key_env"]):
         raise UserError(f"environment variable {judge['api_key_env']} is not set")
-    base = (judge["base_url"] or "https://api.openai.com/v1").rstrip("/")
+    base = (judge["base_url"] or OPENAI_API).rstrip("/")
     parts = urlsplit(base)
     try:  # no key goes with it: any answer of HTTP shows that the server is there
         with urllib.request.urlopen(f"{base}/models", timeout=timeout_s):

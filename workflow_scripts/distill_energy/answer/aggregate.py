@@ -17,7 +17,7 @@ from ..ledger.ledger import collect_rows, mark_current, problem_rows
 from ..ledger.rows import Problem, schema
 from ..store.atomic import replacing, write_parquet
 from ..store.remote import is_remote, synced
-from .experiments import listed_elsewhere, mark_elsewhere
+from .experiments import listed_elsewhere, mark_elsewhere, results_of
 from .options import Options
 from .summary import Study, study, summary_of
 
@@ -48,15 +48,8 @@ def load_current(current: str | Path | Sequence[Sequence[str]] | None) -> list[t
 def summary_table(summary: Sequence[Mapping[str, Any]], options: Options | None = None):
     """The summary rows as an Arrow table whose columns have the same types whatever is null."""
     texts = {"q_by_benchmark", "t_star_reference", "source", "label", "group", "baseline_group", "teacher", "dataset"}
-    texts |= {
-        "q_reference",
-        "pipeline",
-        "hyperparameters",
-        "student",
-        "interval_reason",
-        "equal_quality_metric",
-        "execution",
-    }
+    texts |= {"pipeline", "hyperparameters", "student", "interval_reason", "equal_quality_metric", "execution"}
+    texts |= {"q_reference"}
     counts = {"seeds", "n_reuse", "n_kept", "n_kept_runs", "sweep_runs", "student_params", "t_star_batch_size"}
     counts |= {"seeds_to_decide"}
 
@@ -104,6 +97,16 @@ def read_options(path: str | Path) -> dict[str, Any]:
         return json.loads(text)
     except (OSError, pa.ArrowException, ValueError):
         return {}
+
+
+def reopened(folders: Sequence[Path], every: bool = False) -> tuple[list[Path], dict[str, Any]]:
+    """(roots, keyword arguments) with which ``judge`` gives the answer that lies in the first of ``folders`` again:
+    those of its last aggregate, or none with ``every``. An experiment's folder stands for its results folder."""
+    used = {} if every else read_options(folders[0] / "ledger.parquet")
+    own = [results_of(folder) for folder in folders]
+    roots = [*own, *(Path(r) for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in own)]
+    given = {key: used.get(key) for key in ("current", "config")}
+    return roots, {**given, "plan_labels": used.get("labels"), "others": used.get("others", ())}
 
 
 def read_ledger(path: str | Path) -> tuple[list[dict[str, Any]], list[Problem]]:
@@ -182,8 +185,8 @@ def main(
     for problem in problems:
         log(f"{problem.kind}: {problem.message}")
     used = {key: (config or {}).get(key) for key in ("accounting", "evaluation", "energy")}
-    options = {"config": used, "current": load_current(current), "labels": plan_labels, "roots": list(map(str, roots))}
-    options["others"] = others
+    options = {"config": used, "current": load_current(current), "labels": plan_labels, "others": others}
+    options["roots"] = list(map(str, roots))
     write_ledger(out["ledger"], rows, problems, options)
     if "places" in out:
         write_parquet(out["places"], pa.Table.from_pylist(found.places, schema=PLACES_SCHEMA))

@@ -63,8 +63,8 @@ def mark_elsewhere(rows: Iterable[dict[str, Any]], others: Collection[Sequence[s
 def compare(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of two summaries side by side, matched by teacher, data set, pipeline, hyperparameters and student.
 
-    Each: ``label``, for either side (``a``, ``b``) ``e_kwh`` (one-off), ``campaign_kwh``, ``q``, ``n_star`` (None where
-    the side lacks the group or the figure) and ``n_star_status``, ``energy_ratio`` (b/a) and ``q_difference`` (b − a)
+    Each: ``label``, for either side (``a``, ``b``) ``e_kwh`` (one-off), ``q``, ``n_star`` (None where the side lacks
+    the group or the figure) and ``n_star_status``, ``energy_ratio`` (b/a) and ``q_difference`` (b − a)
     with ``reason`` where they are None.
     """
 
@@ -83,7 +83,6 @@ def compare(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> l
         for side, it in (("a", a), ("b", b)):
             row |= {
                 f"{side}_e_kwh": it and it["e_oneoff_kwh"],
-                f"{side}_campaign_kwh": it and it["e_campaign_kwh"],
                 f"{side}_q": it and it["q"],
                 f"{side}_n_star": it and it["n_star"],
                 f"{side}_n_star_status": "baseline" if it and it["is_baseline"] else it and it["n_star_status"],

@@ -104,11 +104,9 @@ def build_teachers(rows: Sequence[Row]) -> dict[str | None, Teacher]:
     return result
 
 
-def reference_of(teachers: Mapping[str | None, Teacher], teacher: str | None) -> Teacher:
-    """The evaluation that a group's Q is relative to: its teacher's, or that of the one teacher that was evaluated."""
-    if teacher in teachers:
-        return teachers[teacher]
-    return next(iter(teachers.values())) if len(teachers) == 1 else Teacher()
+def reference_of(teachers: Mapping[str | None, Teacher], teacher: str | None) -> str | None:
+    """The model that a group's Q is relative to: its teacher, or of several teachers the one that was evaluated."""
+    return teacher if teacher in teachers or len(teachers) != 1 else next(iter(teachers))
 
 
 def mark_kept(groups: Mapping[str, Group], options: Options) -> None:

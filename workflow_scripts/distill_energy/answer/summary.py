@@ -71,7 +71,7 @@ def study(rows: Sequence[Row], options: Options | None = None) -> Study:
     for group in groups.values():
         group.quality = quality.quality_of(
             group.scores,
-            reference_of(teachers, group.first["teacher"]).scores,
+            teachers.get(reference_of(teachers, group.first["teacher"]), Teacher()).scores,
             expected=options.benchmarks,
             drop_unusable=options.drop_unusable,
             confidence=options.confidence,
@@ -141,7 +141,7 @@ def _row(group: Group, found: Study) -> dict[str, Any]:
     base = baseline_of(group, found.groups, found.options)
     return {
         **_identity(group, base, found.options),
-        "q_reference": _q_reference(group, found),
+        "q_reference": reference_of(found.teachers, group.first["teacher"]),
         **_energies(group, found.options),
         **_measurement(group),
         **_quality(group),
@@ -167,12 +167,6 @@ def _identity(group: Group, base: Group | None, options: Options) -> dict[str, A
         "seed_list": [r.row["seed"] for r in group.runs],
         "confidence": options.confidence,
     }
-
-
-def _q_reference(group: Group, found: Study) -> str | None:
-    """The model that Q is relative to: the group's teacher, or of several teachers the one that was evaluated."""
-    own = group.first["teacher"]
-    return own if own in found.teachers or len(found.teachers) != 1 else next(iter(found.teachers))
 
 
 def error_bound(rows: Sequence[Row], estimate_error: float) -> float:
@@ -445,7 +439,8 @@ def _serving(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
     options = found.options
     reference, other = options.inference_reference, None
     if reference == "teacher":
-        cells, shown = reference_of(found.teachers, group.first["teacher"]).inference, "the teacher"
+        name = reference_of(found.teachers, group.first["teacher"])
+        cells, shown = found.teachers.get(name, Teacher()).inference, "the teacher"
     else:
         other = base if reference == "baseline" else _reference_student(group, found, reference)
         if other is None or other is group:

@@ -44,7 +44,7 @@ def read_attempt(path: Path) -> schema.Attempt | None:
         silent_s = time.time() - path.stat().st_mtime
     try:
         attempt = build_attempt(records, torn, silent_s)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+    except journal.DAMAGED as error:
         return _damaged(path, f"{type(error).__name__}: {error}".splitlines()[0][:120])
     if attempt is None and (torn or (path.parent / journal.BEGUN).exists()):
         return _damaged(path, f"{torn} of its lines are not whole" if torn else "it is empty")

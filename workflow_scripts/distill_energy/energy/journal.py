@@ -25,6 +25,8 @@ BACKLOG = 200_000  # lines kept in memory while the disk refuses them (about 60 
 
 #: Written beside the journal when the window begins: without it, an empty journal is an attempt that spent nothing.
 BEGUN = "begun"
+#: What a reader of damaged records may run into.
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 _CHECKED = re.compile(rb',"k":"([0-9a-f]{8})"}$')
 
 

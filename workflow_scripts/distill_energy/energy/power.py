@@ -26,7 +26,7 @@ def write_power(attempts_dir: str | Path, path: str | Path) -> None:
         before = {name: len(values) for name, values in columns.items()}
         try:
             _append(columns, records + UNSAVED.get(file.resolve(), []))
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError):
+        except journal.DAMAGED:
             # damaged: the attempt says so (see ``attempts``), and its trace is left out
             for name, values in columns.items():
                 del values[before[name] :]

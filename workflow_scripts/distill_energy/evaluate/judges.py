@@ -28,6 +28,7 @@ from .prompts import PROMPTS
 from .session import Session
 
 PARALLEL = 8  # requests to an endpoint at a time
+OPENAI_API = "https://api.openai.com/v1"
 RETRIES = 4
 TIMEOUT_S = 120.0
 ASKS = 3  # times a judge is asked for a reply that can be read
@@ -61,7 +62,7 @@ class Endpoint:
 
     def __init__(self, params: dict[str, Any], pause_s: float = 1.0) -> None:
         self.model = params["model"]
-        base = params.get("base_url") or "https://api.openai.com/v1"
+        base = params.get("base_url") or OPENAI_API
         self.url = base.rstrip("/") + "/chat/completions"
         self.key = os.environ.get(params["api_key_env"])
         self._opener = urllib.request.build_opener(SameHost())

@@ -175,10 +175,8 @@ def provenance(rows: Sequence[Mapping[str, Any]]) -> Provenance:
     edges = {key_of(r): [tuple(c.split("/")) for c in r["consumes"]] for r in accepted}
     runs = {key_of(r): r["run"] or "/".join(key_of(r)) for r in accepted if r["stage"] == "student_training"}
     for row in rows:
-        # another study's preparations and evaluations consume no teacher artifact that is counted here
-        if (
-            row["status"] == "elsewhere" and row["stage"] == "student_training"
-        ):  # another workflow may have trained the very same run: a key of its own
+        # Trainings alone are reuse. Another workflow may have trained the very same run: a key of its own.
+        if row["status"] == "elsewhere" and row["stage"] == "student_training":
             key = (row["stage"], row["name"], row["run"])
             edges[key] = [tuple(c.split("/")) for c in row["consumes"]]
             runs[key] = row["run"]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from .graph import Key, Provenance
-from .rows import OUTSIDE, key_of
+from .rows import counts, key_of
 
 PLACES = ("own", "shared", "selection", "abandoned", "wasted")
 SHARED = "shared"
@@ -75,14 +75,13 @@ def allocate(rows: Sequence[Row], kept: Set[Key], provenance: Provenance) -> lis
 
     current = {key_of(r) for r in rows if r["current"]}
     for row in rows:
-        made_again = row["status"] == "duplicate" and "made_again" in row["flags"]
-        if row["status"] in OUTSIDE and not made_again:
+        if not counts(row):
             continue  # another workflow's, or a copy of a record that is counted
         total = row["total_j"]
         if total is None:
             put(row, "wasted" if row["status"] == "orphan" else _place(row, kept, current, needed_by)[0], None)
             continue
-        if row["status"] == "orphan" or made_again:
+        if row["status"] in ("orphan", "duplicate"):
             put(row, "wasted", total)
             continue
         wasted = min(row["wasted_j"] or 0.0, total)

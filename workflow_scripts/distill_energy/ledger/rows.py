@@ -104,6 +104,11 @@ PHASES = {
 OUTSIDE = ("duplicate", "elsewhere")
 
 
+def counts(row: Mapping[str, Any]) -> bool:
+    """Whether a row's joules were spent by this workflow: also those of an artifact that was made a second time."""
+    return row["status"] not in OUTSIDE or "made_again" in row["flags"]
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something wrong with a record, named. ``rejected``: it has no row; else its row carries the flag ``kind``."""

@@ -49,12 +49,17 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def hub_is_offline() -> bool:
+    """Whether the user told the hub's client to ask no network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def folder_of(spec: dict[str, Any], inputs: dict[str, Path]) -> tuple[str, dict[str, Any]]:
     """What ``from_pretrained`` is given for a hub, folder, GGUF or trained model: (name or path, keyword arguments)."""
     source = spec["source"]
     if source == "hub":
         kwargs: dict[str, Any] = {"revision": spec["revision"]} if spec.get("revision") else {}
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        if hub_is_offline():
             kwargs["local_files_only"] = True
         return spec["id"], kwargs
     if source == "folder":

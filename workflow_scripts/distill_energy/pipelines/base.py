@@ -40,13 +40,17 @@ class Pipeline:
     kind: str
     needs: str | None = None  # "teacher_logits", "teacher_generation" or None
     rows: str = "data"  # role of the input whose train.parquet it trains on, and whose validation.parquet stops it
+    section: type[Section] | None = None  # what ``options`` may hold; None: what the kind reads of it
     samples: bool = False  # a student that another pipeline trained answers the prompts
     live_teacher: bool = False  # the teacher works in each training itself: nothing of it is kept
     loss: str = "ce"  # the file of ``kd/losses/`` whose ``objective`` is minimised
 
     def settings(self, raw: dict[str, Any]) -> Settings:
         """Read and check the pipeline's parameters. Raises UserError naming the key."""
-        return Settings(raw["kind"], raw.get("alpha"), raw.get("temperature"), dict(raw.get("options") or {}))
+        options = dict(raw.get("options") or {})
+        if self.section is not None:
+            options = checked(self.kind, self.section, options).model_dump()
+        return Settings(raw["kind"], raw.get("alpha"), raw.get("temperature"), options)
 
     def lora(self, settings: Settings, training: dict[str, Any]) -> Lora | None:
         """The adapter to train instead of the weights, or None."""

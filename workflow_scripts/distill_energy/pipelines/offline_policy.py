@@ -7,10 +7,7 @@ and setting, so they have an N and an N*; what the sampling student cost is part
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..config.base import Section
-from .base import Settings, checked
 from .kd import Kd
 
 
@@ -25,15 +22,7 @@ class OfflinePolicy(Kd):
     kind = "offline_policy"
     rows = "teacher_generation"
     samples = True
-
-    def settings(self, raw: dict[str, Any]) -> Settings:
-        settings = super().settings(raw)
-        self.options(settings.options)
-        return settings
-
-    def options(self, options: dict[str, Any]) -> OfflinePolicyOptions:
-        """Raises UserError naming the key."""
-        return checked(self.kind, OfflinePolicyOptions, options)
+    section = OfflinePolicyOptions
 
 
 PIPELINE = OfflinePolicy()

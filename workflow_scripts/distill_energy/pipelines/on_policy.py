@@ -7,12 +7,13 @@ and no N*: its energy is each run's own, and the comparison is campaign against 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
 from ..config.base import Section
-from .base import Pipeline, Settings, checked
+from .base import Pipeline, Settings
 
 
 class OnPolicyOptions(Section):
@@ -29,12 +30,11 @@ class OnPolicy(Pipeline):
     kind = "on_policy"
     loss = "jsd"
     live_teacher = True
+    section = OnPolicyOptions
 
     def settings(self, raw: dict[str, Any]) -> Settings:
         settings = super().settings(raw)
-        options = checked(self.kind, OnPolicyOptions, settings.options)
-        temperature = 1.0 if settings.temperature is None else settings.temperature
-        return Settings(settings.kind, settings.alpha, temperature, options.model_dump())
+        return settings if settings.temperature is not None else replace(settings, temperature=1.0)
 
 
 PIPELINE = OnPolicy()

@@ -161,15 +161,23 @@ class _Builder:
         return {**shared, "benchmarks": benchmarks}
 
     def _teacher_artifact(self, needs: str, dataset: str, setting: Setting, teacher: str) -> StageSpec:
-        params: dict[str, Any] = {"model": self.model(teacher), "dtype": self.config.teacher.dtype}
+        data, name = self._data(dataset).as_input("data"), f"{teacher}-{dataset}"
         if needs == "teacher_logits":
-            params["logits"] = self.config.teacher.logits.model_dump(mode="json")
-        else:
-            params |= self._generation(dataset, setting)
-        inputs = (*self._model_input(teacher), self._data(dataset).as_input("data"))
-        labels = {"teacher": teacher, "dataset": dataset}
-        name = f"{teacher}-{dataset}"
+            return self._logits(name, teacher, dataset, data, root=self.teacher_root)
+        params = {
+            "model": self.model(teacher),
+            "dtype": self.config.teacher.dtype,
+            **self._generation(dataset, setting),
+        }
+        inputs, labels = (*self._model_input(teacher), data), {"teacher": teacher, "dataset": dataset}
         return self._stage(needs, name, needs, params, inputs, labels=labels, root=self.teacher_root)
+
+    def _logits(self, name: str, teacher: str, dataset: str, data: Input, **rest: Any) -> StageSpec:
+        """The teacher's distributions over the answers of ``data``."""
+        params = {"model": self.model(teacher), "dtype": self.config.teacher.dtype}
+        params["logits"] = self.config.teacher.logits.model_dump(mode="json")
+        inputs, labels = (*self._model_input(teacher), data), {"teacher": teacher, "dataset": dataset}
+        return self._stage("teacher_logits", name, "teacher_logits", params, inputs, labels=labels, **rest)
 
     def _generation(self, dataset: str, setting: Setting) -> dict[str, Any]:
         generation = self.config.teacher.generation.model_dump(mode="json")
@@ -179,8 +187,8 @@ class _Builder:
 
     def _sampled(self, kind: Any, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[Input, Input]:
         """(a student's answers to the prompts, the teacher's distributions over them), as a run's inputs."""
-        options = kind.options(setting.options)
-        sampler, who = options.sampler or self.config.accounting.baseline, options.student or student
+        options = kind.settings(_own(setting)).options
+        sampler, who = options["sampler"] or self.config.accounting.baseline, options["student"] or student
         where = f"config.yaml: pipelines.{setting.pipeline}.options"
         if sampler not in self.config.pipelines:
             raise UserError(f"{where}.sampler: {sampler!r} is not one of {', '.join(self.config.pipelines)}")
@@ -190,19 +198,14 @@ class _Builder:
         if self._kind(first).samples:
             raise UserError(f"{where}.sampler: {sampler!r} samples itself")
         trained = self._training(first, dataset, who, self.config.seeds[0], self.config.teacher.model)
+        name = f"{who}-{dataset}-{sampler}-answers"
         labels = {"teacher": teacher, "dataset": dataset, "student": who, "role": "sampler"}
         params = {"model": {"source": "trained"}, "dtype": self.config.teacher.dtype}
         params |= self._generation(dataset, setting)
         inputs = (trained.as_input("model"), self._data(dataset).as_input("data"))
-        stage = "teacher_generation"
-        answers = self._stage(stage, f"{who}-{dataset}-{sampler}-answers", stage, params, inputs, labels=labels)
-        params = {"model": self.model(teacher), "dtype": self.config.teacher.dtype}
-        params["logits"] = self.config.teacher.logits.model_dump(mode="json")
-        inputs = (*self._model_input(teacher), answers.as_input("data"))
-        stage, labels = "teacher_logits", {"teacher": teacher, "dataset": dataset}
-        scored = self._stage(
-            stage, f"{teacher}-{dataset}-{who}-{sampler}-answers", stage, params, inputs, labels=labels
-        )
+        answers = self._stage("teacher_generation", name, "teacher_generation", params, inputs, labels=labels)
+        name = f"{teacher}-{dataset}-{who}-{sampler}-answers"
+        scored = self._logits(name, teacher, dataset, answers.as_input("data"))
         return answers.as_input("teacher_generation"), scored.as_input("teacher_logits")
 
     def _run(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> None:

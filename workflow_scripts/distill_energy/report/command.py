@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..answer.aggregate import answer, read_options, read_summary
-from ..answer.experiments import FOLDER, compare, results_of
+from ..answer.aggregate import answer, read_summary, reopened
+from ..answer.experiments import FOLDER, compare
 from ..config.describe import json_schema
 from ..config.load import load_config, parse_config
 from ..errors import UserError
-from ..ledger.rows import OUTSIDE
+from ..ledger.rows import counts
 from ..published.importer import import_runs
 from ..store.sidecar import STAGES, read
 from . import alone
@@ -255,17 +255,12 @@ def run_summary(options: argparse.Namespace) -> int:
     given = None if options.config is None else load_config(options.config)
     if given is not None and given.experiment and options.roots[0].parent.name != FOLDER:
         options.roots[0] = options.roots[0] / FOLDER / given.experiment
-    used = {} if options.all else read_options(options.roots[0] / "ledger.parquet")
-    config = used.get("config") if given is None else given.model_dump(mode="json")
-    own = [results_of(root) for root in options.roots]
-    roots = [*own, *(r for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in own)]
-    rows, summary, problems = answer(
-        roots,
-        current=options.current or used.get("current"),
-        config=config,
-        plan_labels=used.get("labels"),
-        others=used.get("others", ()),
-    )
+    roots, used = reopened(options.roots, options.all)
+    if given is not None:
+        used["config"] = given.model_dump(mode="json")
+    if options.current:
+        used["current"] = options.current
+    rows, summary, problems = answer(roots, **used)
     if not rows:
         raise UserError(f"{options.roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
     if options.csv:
@@ -311,7 +306,7 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
             )
         )
     lines += ["", *columns(table)]
-    counted = [r for r in rows if r["status"] not in OUTSIDE or "made_again" in r["flags"]]
+    counted = [r for r in rows if counts(r)]
     known = [r["total_j"] for r in counted]
     share = overhead(counted)
     harness = "" if share is None else f"; starting, loading and writing took {100 * share:.0f} % of it"

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..answer.aggregate import judge, read_options
-from ..answer.experiments import results_of
+from ..answer.aggregate import judge, reopened
 from ..errors import UserError
-from ..ledger.rows import OUTSIDE
+from ..ledger.rows import counts
 from ..store.artifact import damage
 from ..store.sidecar import SIDECAR_NAME, read
 
@@ -31,16 +30,8 @@ def verify(roots: Sequence[Path]) -> tuple[list[Finding], list[str]]:
 
     Raises UserError for a folder that holds no record.
     """
-    used = read_options(roots[0] / "ledger.parquet")
-    roots = [results_of(root) for root in roots]
-    every = [*roots, *(Path(r) for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in roots)]
-    found, problems = judge(
-        every,
-        current=used.get("current"),
-        config=used.get("config"),
-        plan_labels=used.get("labels"),
-        others=used.get("others", ()),
-    )
+    roots, given = reopened(roots)
+    found, problems = judge(roots, **given)
     rows = list(found.rows)
     if not rows:
         raise UserError(f"{roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
@@ -52,7 +43,7 @@ def verify(roots: Sequence[Path]) -> tuple[list[Finding], list[str]]:
             files += len(record.produces)
             if (problem := damage(row["path"], record)) is not None:
                 findings.append(Finding(problem, row["path"]))
-    spent = [r["total_j"] for r in rows if r["status"] not in OUTSIDE or "made_again" in r["flags"]]
+    spent = [r["total_j"] for r in rows if counts(r)]
     placed = [p["joules"] for p in found.places]
     total, there = (math.fsum(v for v in values if v is not None) for values in (spent, placed))
     if abs(total - there) > 1e-9 * max(total, 1.0):

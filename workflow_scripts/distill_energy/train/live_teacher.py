@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +64,8 @@ class LiveTeacher:
         if random.random() < self.options["share"]:
             with self.job.meter.phase(SAMPLING):
                 batches = self._answered(batches, examples, int(random.integers(2**31)), pad_id, packed)
-        with self.job.meter.phase(SCORING), torch.inference_mode():
+        with self.job.meter.phase(SCORING), torch.no_grad():
             rows = [self._scored(batch) for batch in batches]
-        # Made under inference_mode: a copy may enter what autograd saves.
-        rows = [dataclasses.replace(row, hidden=row.hidden.clone()) for row in rows]
         return sum(len(batch.labels) for batch in batches), list(zip(batches, rows, strict=True))
 
     def _answered(self, batches: list[Batch], examples: Examples, seed: int, pad_id: int, packed: bool) -> list[Batch]:
