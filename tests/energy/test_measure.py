@@ -120,6 +120,16 @@ def test_secrets_are_in_no_file(tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"swordfish" in p.read_bytes()]
 
 
+def test_secrets_of_a_measured_program_are_in_no_file(gpus, tmp_path, monkeypatch):
+    """Its own command line is recorded as a measured command's is."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--api-key", "swordfish"])
+    gpus.add(Power("const", 300.0))
+    with measure("secretive", tmp_path, interval_s=0.05, cpu="off", quiet=True) as m:
+        time.sleep(0.1)
+    assert m.record.params["argv"] == ["train.py", "--api-key", REDACTED]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"swordfish" in p.read_bytes()]
+
+
 def test_transformers_trainer(gpus, tmp_path):
     """joules a step in the Trainer's own log, and a sidecar at the end."""
     import torch

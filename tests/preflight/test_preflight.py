@@ -248,3 +248,12 @@ def test_a_second_teacher_of_another_tokenizer(study, tmp_path):
     data["teachers"] = ["big", "other"]
     found = wrong(data, tmp_path)
     assert any(line.startswith("teacher other: its tokenizer") for line in found), found
+
+
+def test_a_grid_series_that_cannot_be_read(study, tmp_path):
+    """It is asked for when the answer is written, long after the joules were spent."""
+    data, _, _ = study
+    path = tmp_path / "grid.csv"
+    path.write_text("utc,g_per_kwh\nyesterday,100\n")
+    data["energy"]["grid"] = {"series": str(path)}
+    only(wrong(data, tmp_path), "grid.csv, line 2", "not a time and a number")

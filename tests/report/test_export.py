@@ -10,7 +10,7 @@ from distill_energy.__main__ import main
 from distill_energy.answer.aggregate import answer
 from distill_energy.config.load import load_config
 from distill_energy.errors import UserError
-from distill_energy.ledger.rows import OUTSIDE
+from distill_energy.ledger.rows import counts
 from distill_energy.plan import build_plan
 from distill_energy.report.export import CODECARBON, codecarbon, latex, tex
 from distill_energy.report.init import questions, write
@@ -33,12 +33,20 @@ def test_codecarbon_columns_add_up(found):
     rows, _, _ = found
     lines = list(csv.DictReader(io.StringIO(codecarbon(rows))))
     assert tuple(lines[0]) == CODECARBON
-    own = [r for r in rows if r["status"] not in OUTSIDE]
+    own = [r for r in rows if counts(r)]
     assert len(lines) == len(own)
     spent = sum(float(line["energy_consumed"]) for line in lines if line["energy_consumed"])
     assert spent == pytest.approx(sum(r["total_j"] for r in own if r["total_j"] is not None) / 3.6e6)
     unknown = [line for line, row in zip(lines, own, strict=True) if row["gpu_j"] is None]
     assert all(line["gpu_energy"] == "" == line["gpu_power"] for line in unknown)
+
+
+def test_codecarbon_has_what_was_made_a_second_time(found):
+    """Its joules were spent, as the summary's total and ``verify`` count them; a mere copy's were not."""
+    rows, _, _ = found
+    again = rows[0] | {"status": "duplicate", "flags": ["duplicate", "made_again"]}
+    copy = rows[0] | {"status": "duplicate", "flags": ["duplicate"]}
+    assert codecarbon([*rows, again, copy]).count("\n") == codecarbon(rows).count("\n") + 1
 
 
 def test_commands_print_them(demo_root, capsys):

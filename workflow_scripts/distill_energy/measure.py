@@ -53,7 +53,6 @@ class measure(contextlib.ContextDecorator):
         from .energy.command import Recording
         from .energy.config import MeterConfig
 
-        params = {"argv": list(sys.argv)}
         self._stack = contextlib.ExitStack()
         out = self.out
         if out is None:
@@ -62,7 +61,7 @@ class measure(contextlib.ContextDecorator):
             out = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="distill-energy-"))
         config = MeterConfig(interval_s=self.interval_s, cpu=self.cpu)
         try:
-            self._open = Recording(self.name, params, out, config)
+            self._open = Recording(self.name, sys.argv, out, config)
             self._open.meter.__enter__()
         except BaseException:
             self._stack.close()

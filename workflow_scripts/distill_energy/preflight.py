@@ -32,6 +32,7 @@ from .errors import UserError
 from .evaluate.judges import OPENAI_API
 from .forecast.forecast import plan_forecast
 from .kd.cache.checks import check_vocabulary
+from .ledger.carbon import read_series
 from .models.fingerprint import template_hash, tokenizer_hash
 from .models.gguf import find_gguf
 from .models.logits import check_logits, output_layer
@@ -260,6 +261,8 @@ def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found
         found.ask(lambda node=node, name=student: check_memory(node, models.get(name)), f"model {student}")
     _check_teacher_memory(found, plan, models)
     _check_disk(found, config, root)
+    if (series := config.energy.grid.series) is not None:
+        found.ask(lambda: read_series(series))
     for name, benchmark in config.evaluation.benchmarks.items():
         if (judge := getattr(benchmark, "judge", None)) is not None:
             found.ask(lambda judge=judge: check_judge(judge.model_dump()), f"evaluation.benchmarks.{name}.judge")

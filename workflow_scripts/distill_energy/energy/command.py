@@ -33,61 +33,6 @@ class CommandFailed(Exception):
     """The command ended with another code than 0; its energy is recorded as wasted."""
 
 
-class Recording:
-    """A measurement that is no stage of a workflow, with its sidecar at ``<out>/command/<name>/<version>/energy.json``.
-
-    Every one is a version of its own, so nothing is ever overwritten. ``meter`` is entered and left by the caller; then
-    ``write`` makes the record. Raises UserError for a name that cannot be part of a path.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        params: dict[str, Any],
-        out: str | Path,
-        config: MeterConfig | None = None,
-        idle: IdleBaseline | None = None,
-    ) -> None:
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        self.name = name
-        self.params = {**params, "folder": os.getcwd()}
-        began = dt.datetime.now(dt.UTC).isoformat()
-        unique = json.dumps([self.params, began, os.getpid()])
-        self.version = hashlib.sha256(unique.encode()).hexdigest()[:12]
-        self.attempts = Path(out) / "attempts" / "command" / name / self.version
-        self.folder = Path(out) / "command" / name / self.version
-        self.meter = Meter(self.attempts, config, {"stage": "command", "name": name, "version": self.version}, idle)
-
-    def write(self, results: dict[str, Any], grid: dict[str, Any] | None = None) -> schema.Sidecar:
-        """Write the sidecar and the power trace; readable by their owner alone, since a command's line is in them."""
-        tries = attempts_of(self.attempts)
-        energy, quality, tokens = fold_attempts(tries)
-        record = schema.Sidecar(
-            stage="command",
-            name=self.name,
-            version=self.version,
-            recipe=RECIPE,
-            params=self.params,
-            attempts=tries,
-            energy=energy,
-            quality=quality,
-            tokens=tokens,
-            j_per_token=per_token(energy.gross_j, energy.reason, tokens),
-            co2e=co2e(energy.gross_j, **(grid or {})),
-            hardware=describe_hardware(),
-            software=describe_software(),
-            results=results,
-            created_utc=dt.datetime.now(dt.UTC).isoformat(),
-        )
-        write_power(self.attempts, self.folder / schema.POWER_NAME)
-        atomic.write_text(self.folder / schema.SIDECAR_NAME, schema.dump(record))
-        os.chmod(self.folder / schema.SIDECAR_NAME, 0o600)
-        return record
-
-
 #: Options whose value is a secret by their name, and values that are one by their form.
 _SECRET_NAME = re.compile(r"(?i)(key|token(?!i|s)|secret|passw|credential|auth)")
 _SECRET_VALUE = re.compile(r"(?i)^(hf_|sk-|ghp_|gho_|xox[abp]-|AKIA|eyJ)[\w.+/=-]{8,}")
@@ -114,6 +59,62 @@ def redacted(argv: Sequence[str]) -> list[str]:
     return shown
 
 
+class Recording:
+    """A measurement that is no stage of a workflow, with its sidecar at ``<out>/command/<name>/<version>/energy.json``.
+
+    Every one is a version of its own, so nothing is ever overwritten. ``meter`` is entered and left by the caller; then
+    ``write`` makes the record. ``argv`` is recorded less what looks like a secret. Raises UserError for a name that
+    cannot be part of a path.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        out: str | Path,
+        config: MeterConfig | None = None,
+        idle: IdleBaseline | None = None,
+    ) -> None:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.name = name
+        self.params = {"argv": redacted(argv), "folder": os.getcwd()}
+        began = dt.datetime.now(dt.UTC).isoformat()
+        unique = json.dumps([self.params, began, os.getpid()])
+        self.version = hashlib.sha256(unique.encode()).hexdigest()[:12]
+        self.attempts = Path(out) / "attempts" / "command" / name / self.version
+        self.folder = Path(out) / "command" / name / self.version
+        self.meter = Meter(self.attempts, config, {"stage": "command", "name": name, "version": self.version}, idle)
+
+    def write(self, results: dict[str, Any], grid: dict[str, Any] | None = None) -> schema.Sidecar:
+        """Write the power trace and the sidecar, which its owner alone may read, since a command's line is in it."""
+        tries = attempts_of(self.attempts)
+        energy, quality, tokens = fold_attempts(tries)
+        record = schema.Sidecar(
+            stage="command",
+            name=self.name,
+            version=self.version,
+            recipe=RECIPE,
+            params=self.params,
+            attempts=tries,
+            energy=energy,
+            quality=quality,
+            tokens=tokens,
+            j_per_token=per_token(energy.gross_j, energy.reason, tokens),
+            co2e=co2e(energy.gross_j, **(grid or {})),
+            hardware=describe_hardware(),
+            software=describe_software(),
+            results=results,
+            created_utc=dt.datetime.now(dt.UTC).isoformat(),
+        )
+        write_power(self.attempts, self.folder / schema.POWER_NAME)
+        atomic.write_text(self.folder / schema.SIDECAR_NAME, schema.dump(record))
+        os.chmod(self.folder / schema.SIDECAR_NAME, 0o600)
+        return record
+
+
 def run_command(
     argv: Sequence[str],
     out: str | Path = "results",
@@ -123,14 +124,13 @@ def run_command(
     idle: IdleBaseline | None = None,
 ) -> tuple[schema.Sidecar, int]:
     """Run ``argv`` under a Meter; (sidecar, exit code). The sidecar is written whatever the command's code (see
-    ``Recording``), with the command's line less what looks like a secret. SIGTERM is passed on to the command, and the
-    attempt closed as preempted.
+    ``Recording``). SIGTERM is passed on to the command, and the attempt closed as preempted.
 
     Raises UserError if the command cannot be started.
     """
     name = name or re.sub(r"[^A-Za-z0-9_.]+", "-", Path(argv[0]).name).strip("-") or "command"
     try:
-        recording = Recording(name, {"argv": redacted(argv)}, out, config, idle)
+        recording = Recording(name, argv, out, config, idle)
     except UserError as error:
         raise UserError(f"--{error}") from None
     code = 1

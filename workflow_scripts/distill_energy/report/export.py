@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..ledger.rows import OUTSIDE
+from ..ledger.rows import counts
 from .style import energy_unit, number
 
 #: The columns of CodeCarbon's ``emissions.csv`` that a ledger row can fill (kWh, kg, s, kg/s, W), and the hardware.
@@ -58,7 +58,7 @@ def codecarbon(rows: Sequence[Mapping[str, Any]]) -> str:
         return None if joules is None or not seconds else joules / seconds
 
     for row in rows:
-        if row["status"] in OUTSIDE:
+        if not counts(row):
             continue
         wall, grams = row["wall_s"], row["co2e_g"]
         writer.writerow(
