@@ -94,3 +94,27 @@ def test_it_opens_in_a_real_browser(html, tmp_path):
     done = subprocess.run([browser, *flags, html.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "KD for the 12-layer student pays back after" in done.stdout
     assert done.stdout.count("<tr>") == html.read_text().count("<tr>")
+
+
+def test_q_by_benchmark_flags_what_is_below_the_baseline():
+    def row(group, scores, base="a"):
+        return {
+            "group": group,
+            "label": group,
+            "is_baseline": group == base,
+            "baseline_group": base,
+            "q_by_benchmark": scores,
+        }
+
+    rows = [row("a", '{"x": 0.9, "y": 0.5}'), row("b", '{"x": 0.8, "y": 0.6}'), row("c", '{"x": 0.9}')]
+    names, lines = page.by_benchmark(rows)
+    assert names == ["x", "y"]
+    assert dict(lines) == {
+        "a": [(0.9, False), (0.5, False)],
+        "b": [(0.8, True), (0.6, False)],
+        "c": [(0.9, False), (None, False)],  # unknown is not below
+    }
+
+
+def test_q_by_benchmark_stands_in_the_page(html):
+    assert "<h3>Q by benchmark</h3>" in html.read_text()

@@ -116,6 +116,7 @@ def render(
         students=answers(summary),
         totals=totals(rows),
         summary=summary,
+        scores=by_benchmark(summary),
         unit=unit,
         words=STATUS_WORDS,
         figures=embedded(figures or {}),
@@ -159,6 +160,20 @@ def answers(summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {"name": student + (f" on {dataset}" if many else ""), "groups": groups}
         for (dataset, student), groups in students.items()
     ]
+
+
+def by_benchmark(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[str, list[tuple]]]]:
+    """(benchmarks, (label, its cells) by group); a cell is (ratio to the reference's score or None, whether it is below
+    the baseline's ratio). Point estimates: the intervals are of Q and ΔQ."""
+    ratios = {row["group"]: json.loads(row["q_by_benchmark"] or "{}") for row in summary}
+    names = sorted({name for found in ratios.values() for name in found})
+    lines = []
+    for row in summary:
+        base = {} if row["is_baseline"] else ratios.get(row["baseline_group"], {})
+        own = ratios[row["group"]]
+        cells = [(own.get(n), n in own and n in base and own[n] < base[n]) for n in names]
+        lines.append((row["label"], cells))
+    return names, lines
 
 
 def totals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
