@@ -62,6 +62,7 @@ for figure, title in FIGURES.items():
                 labels={"figure": title},
             ),
             png=f"{ANSWER}/{figure}.png",
+            svg=f"{ANSWER}/{figure}.svg",
         log:
             f"logs/figure-{figure}.log",
         localrule: True
@@ -77,7 +78,7 @@ rule report:
     input:
         ledger=f"{ANSWER}/ledger.parquet",
         summary=f"{ANSWER}/summary.parquet",
-        figures=[f"{ANSWER}/{figure}.png" for figure in (*FIGURES, "measured/forecast")],
+        figures=[f"{ANSWER}/{figure}.svg" for figure in (*FIGURES, "measured/forecast")],
     output:
         report(
             f"{ANSWER}/report.html",
@@ -89,5 +90,7 @@ rule report:
         "logs/report.log",
     conda:
         ENVIRONMENT
+    params:
+        config=settings.model_dump(mode="json", exclude_unset=True),
     script:
         "../workflow_scripts/report.py"

@@ -19,6 +19,7 @@ rule forecast:
             labels={"figure": "Forecast"},
         ),
         png=f"{ANSWER}/forecast.png",
+        svg=f"{ANSWER}/forecast.svg",
         csv=f"{ANSWER}/forecast.csv",
     log:
         "logs/forecast.log",
@@ -42,6 +43,7 @@ rule forecast_check:
             labels={"figure": "Forecast beside the measurement"},
         ),
         png=f"{ANSWER}/measured/forecast.png",
+        svg=f"{ANSWER}/measured/forecast.svg",
         csv=f"{ANSWER}/measured/forecast.csv",
     log:
         "logs/forecast_check.log",
@@ -62,6 +64,7 @@ rule paper:
             "pareto.pdf",
             "stage_breakdown.pdf",
             "amortization.pdf",
+            "comparison.pdf",
             "comparison.csv",
         ),
     log:

@@ -222,5 +222,10 @@ def test_command_writes_figure_and_table(repo, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "would pay back after" in printed
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["forecast.csv", "forecast.pdf", "forecast.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "forecast.csv",
+        "forecast.pdf",
+        "forecast.png",
+        "forecast.svg",
+    ]
     assert main([*arguments, "--earlier", str(tmp_path / "no.parquet")]) == 1

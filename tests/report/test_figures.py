@@ -1,10 +1,13 @@
 """Figures are drawn from every ledger, say what they leave out, and are the same for the same data."""
 
+import itertools
+
 import pytest
 
 from distill_energy.answer.aggregate import answer
 from distill_energy.published.replay import replay
-from distill_energy.report.figures import amortization, pareto, stage_breakdown
+from distill_energy.report import style
+from distill_energy.report.figures import amortization, comparison, pareto, stage_breakdown
 
 FIGURES = (pareto, stage_breakdown, amortization)
 
@@ -22,12 +25,16 @@ def test_pdf_and_png_are_whole_and_reproducible(module, summary, tmp_path):
     assert (tmp_path / "a.pdf").read_bytes().rstrip().endswith(b"%%EOF")
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert style.drawn((tmp_path / "a.svg").read_text()) == (True, "")
 
 
 @pytest.mark.parametrize("module", FIGURES, ids=lambda m: m.__name__.rpartition(".")[2])
 def test_nothing_to_draw_is_said_not_raised(module, tmp_path):
     module.draw([], tmp_path / "f.pdf", tmp_path / "f.png")
     assert (tmp_path / "f.pdf").stat().st_size > 1000
+    drawn, why = style.drawn((tmp_path / "f.svg").read_text())
+    assert not drawn and why[0].isupper()
 
 
 def test_segments_add_up_to_the_stage_energies(summary):
@@ -45,30 +52,88 @@ def texts(figure):
     return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
 
 
-def test_pareto_labels_do_not_overlap_and_missing_points_are_named(summary, tmp_path, monkeypatch):
-    from distill_energy.report import style
-
+def drawn_by(monkeypatch, module, *args):
+    """The figure that a module saves, laid out."""
     kept = []
-    monkeypatch.setattr(style, "save", lambda figure, pdf, png: kept.append(figure))
-    pareto.draw(summary, tmp_path / "f.pdf", tmp_path / "f.png")
-    figure = kept[0]
-    figure.canvas.draw()
+    monkeypatch.setattr(style, "save", lambda figure, pdf, png, description=None: kept.append(figure))
+    module.draw(*args, "x.pdf", "x.png")
+    kept[0].canvas.draw()
+    return kept[0]
+
+
+def test_pareto_labels_cover_no_label_no_marker_and_no_bar_in_any_panel(summary, monkeypatch):
+    figure = drawn_by(monkeypatch, pareto, summary)
     renderer = figure.canvas.get_renderer()
-    main = figure.axes[0]
-    boxes = [t.get_window_extent(renderer) for t in main.texts]
-    assert len(boxes) == len(summary)
-    for i, one in enumerate(boxes):
-        for other in boxes[i + 1 :]:
+    assert len(figure.axes[0].texts) == len(summary)
+    students = {row["student"] for row in summary}
+    for axes in figure.axes:
+        boxes = {t.get_text() + str(i): t.get_window_extent(renderer) for i, t in enumerate(axes.texts)}
+        if axes is not figure.axes[0]:  # one label a student
+            assert sorted(t.get_text() for t in axes.texts) == sorted(students)
+        for one, other in itertools.combinations(boxes.values(), 2):
             assert not one.overlaps(other)
+        points = [p for line in axes.lines if line.get_marker() in "os^" for p in line.get_xydata()]
+        assert len(points) >= len(summary)
+        bars = [path for c in axes.collections for path in c.get_paths()]
+        for text, box in boxes.items():
+            near = [p for p in axes.transData.transform(points) if box.padded(2).contains(*p)]
+            assert not near, (axes.get_title(loc="left"), text)
+            crossed = [b for b in bars if b.transformed(axes.transData).intersects_bbox(box, filled=False)]
+            assert not crossed, (axes.get_title(loc="left"), text)
 
 
-def test_points_without_quality_are_named_on_the_figure(repo, tmp_path, monkeypatch):
-    from distill_energy.report import style
+def test_an_energy_without_quality_stands_at_the_lower_edge(repo, tmp_path, monkeypatch):
+    rows = replay(repo / "configs" / "paper_table.yaml", tmp_path)[1]
+    figure = drawn_by(monkeypatch, pareto, rows)
+    assert any("Q unknown, at the lower edge: Synthetic 1B" in t.replace("\n", " ") for t in texts(figure))
+    unknown = next(r for r in rows if r["q"] is None)
+    main = figure.axes[0]
+    x, y = next(line.get_xydata()[0] for line in main.lines if line.get_xdata()[0] == unknown["e_oneoff_kwh"])
+    assert main.get_ylim()[0] < y < min(r["q"] for r in rows if r["q"] is not None)
+    assert all(r["q"] is None for r in rows if r["e_oneoff_kwh"] == x)
 
-    kept = []
-    monkeypatch.setattr(style, "save", lambda figure, pdf, png: kept.append(figure))
-    pareto.draw(replay(repo / "configs" / "paper_table.yaml", tmp_path)[1], "x", "y")
-    assert any("Not shown: Synthetic 1B" in t.replace("\n", " ") for t in texts(kept[0]))
+
+def test_energies_are_drawn_even_if_no_quality_is_known(summary, tmp_path):
+    rows = [{**row, "q": None, "q_low": None, "q_high": None, "q_reason": "mmlu failed"} for row in summary]
+    pareto.draw(rows, tmp_path / "f.pdf", tmp_path / "f.png")
+    assert style.drawn((tmp_path / "f.svg").read_text())[0]
+
+
+def test_amortisation_marks_the_real_n_and_the_balance_and_its_bars_leave_the_verdicts_free(summary, monkeypatch):
+    rows = [{**row} for row in summary]
+    for row in rows:  # an interval that nothing is told from
+        if row["saving_high_kwh"] is not None:
+            row |= {"saving_low_kwh": -9 * row["e_oneoff_kwh"], "saving_high_kwh": 9 * row["e_oneoff_kwh"]}
+    figure = drawn_by(monkeypatch, amortization, rows)
+    renderer = figure.canvas.get_renderer()
+    panels = [axes for axes in figure.axes if axes.lines]
+    assert len(panels) == 3
+    for axes in panels:
+        verdicts = [t for t in axes.texts if t.get_text()]
+        assert len(verdicts) == 2 and all("Wh" in t.get_text() for t in verdicts)
+        lowest = min(t.get_window_extent(renderer).y0 for t in verdicts)
+        for line in axes.lines:
+            if len(set(line.get_xdata())) == 1:  # a bar, or a marker at the real N
+                assert axes.transData.transform(line.get_xydata())[:, 1].max() < lowest
+        frame = axes.get_window_extent(renderer)
+        assert all(frame.x0 <= t.get_window_extent(renderer).x0 for t in verdicts)
+
+
+def test_the_error_bars_of_totals_hide_no_segment(summary, monkeypatch):
+    (axes,) = drawn_by(monkeypatch, stage_breakdown, summary).axes
+    bars = [patch for patch in axes.patches if patch.get_height() < 1]
+    for line in axes.lines:
+        for y in line.get_ydata():
+            assert not any(b.get_y() <= y <= b.get_y() + b.get_height() for b in bars)
+
+
+def test_the_published_values_stand_beside_ours(repo, tmp_path, monkeypatch):
+    rows = replay(repo / "configs" / "paper_table.yaml", tmp_path)[2]
+    said = texts(drawn_by(monkeypatch, comparison, rows))
+    assert f"{len(rows)} of {len(rows)} published values agree" in said
+    assert {"16.90", "about 10", "10.00", "4 to 6 (larger students)", "3.55"} <= set(said)
+    wrong = texts(drawn_by(monkeypatch, comparison, [{**rows[0], "agrees": False}]))
+    assert {"0 of 1 published values agree", "differs"} <= set(wrong)
 
 
 def test_amortisation_curves_cross_the_baseline_at_n_star(summary):
@@ -83,7 +148,6 @@ def test_each_data_set_gets_its_own_front(summary, tmp_path, monkeypatch):
     import copy
 
     from distill_energy.answer.summary import finish
-    from distill_energy.report import style
 
     rows = copy.deepcopy(summary)
     for row in copy.deepcopy(summary):
@@ -92,7 +156,7 @@ def test_each_data_set_gets_its_own_front(summary, tmp_path, monkeypatch):
         )
     finish(rows)
     kept = []
-    monkeypatch.setattr(style, "save", lambda figure, pdf, png: kept.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, pdf, png, description=None: kept.append(figure))
     pareto.draw(rows, "x", "y")
     assert len(kept[0].axes) == 8
     assert {a.get_title(loc="left") for a in kept[0].axes} >= {"instructions", "other"}
@@ -139,9 +203,30 @@ def test_power_from_a_counter_leaves_a_hole_at_a_wrap(tmp_path):
     )
     pq.write_table(table, tmp_path / "power.parquet")
     ((seconds, watts),) = read_trace(tmp_path / "power.parquet").values()
-    assert watts == [30.0, 30.0, 30.0, 50.0]  # none over the wrap, none between the attempts
-    assert seconds == [1.0, 2.0, 4.0, 5.0]
+    assert watts == [30.0, 30.0, 30.0, 30.0, 50.0]  # none over the wrap, none between the attempts
+    assert seconds == [0.0, 1.0, 2.0, 4.0, 5.0]
     assert thinned([0, 1, 2, 3], [1, 3, 5, 7], 2) == ([0.5, 2.5], [2.0, 6.0])
+
+
+def test_power_has_no_dip_where_readings_follow_at_once(tmp_path):
+    """A phase's edge is read with the last renewed estimate, or with the next one under the old time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from distill_energy.report.figures.power import _idle_note, read_trace
+
+    times = [0.0, 0.0, 1.0, 2.0, 2.0, 3.0, 4.0, 4.05]
+    table = {
+        "attempt": ["a"] * 8, "mono_s": times, "component": ["cpu"] * 8, "device": [None] * 8,
+        "watts": pa.array([None] * 8, pa.float64()), "counter_j": [0.0, 4.0, 4.0, 8.0, 12.0, 12.0, 16.0, 16.0],
+    }  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "power.parquet")
+    ((seconds, watts),) = read_trace(tmp_path / "power.parquet").values()
+    assert (seconds, watts) == ([0.0, 1.0, 2.0, 3.0, 4.0], [4.0] * 5)
+    estimated, measured = ({"idle_j": None, "source": s} for s in ("estimated", "measured"))
+    assert "leaves out" in _idle_note([estimated])
+    assert "unknown" in _idle_note([estimated, measured])
+    assert "Dashed" in _idle_note([estimated, {**measured, "idle_j": 3.0}])
 
 
 def test_sweeps_of_two_keys_span_a_map_and_of_none_are_said(tmp_path):

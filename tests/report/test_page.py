@@ -1,15 +1,17 @@
 """The page is one file, offline, answers first, escapes what it shows, and opens in a browser."""
 
+import hashlib
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 
 import pytest
 
 from distill_energy.answer.aggregate import answer, main
 from distill_energy.ledger.rows import Problem
 from distill_energy.report import page
-from distill_energy.report.figures import pareto
+from distill_energy.report.figures import pareto, sweep
 
 CONFIG = {"accounting": {"bootstrap": 200, "inference_reference": "teacher"}}
 
@@ -18,10 +20,12 @@ CONFIG = {"accounting": {"bootstrap": 200, "inference_reference": "teacher"}}
 def html(demo_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     out = {"ledger": folder / "ledger.parquet", "summary": folder / "summary.parquet", "csv": folder / "s.csv"}
+    out["places"] = folder / "where_it_went.parquet"
     main(demo_root, out, None, CONFIG, log=lambda _: None)
     summary = answer([demo_root], config=CONFIG)[1]
     pareto.draw(summary, folder / "pareto.pdf", folder / "pareto.png")
-    figures = {"pareto": folder / "pareto.png", "sweep": folder / "absent.png"}
+    sweep.draw(summary, folder / "sweep.pdf", folder / "sweep.png")  # nothing was swept
+    figures = {"pareto": folder / "pareto.svg", "sweep": folder / "sweep.svg", "power": folder / "absent.svg"}
     page.write_page(
         out["ledger"], out["summary"], figures, folder / "report.html", config="students: [a]", code_digest="x"
     )
@@ -33,13 +37,18 @@ def test_the_rule_calls_main_with_snakemakes_own_objects(html, tmp_path):
 
     folder = html.parent
     inputs = SimpleNamespace(
-        ledger=folder / "ledger.parquet", summary=folder / "summary.parquet", figures=[folder / "pareto.png"]
+        ledger=folder / "ledger.parquet",
+        summary=folder / "summary.parquet",
+        figures=[folder / "pareto.svg", folder / "sweep.svg"],
     )
     lines = []
     page.main(inputs, tmp_path / "r.html", SimpleNamespace(config={"students": ["a"]}, code_digest="x"), lines.append)
     assert "students:" in (tmp_path / "r.html").read_text()
-    assert (tmp_path / "r.html").read_text() == html.read_text().replace("students: [a]", "students:\n- a\n")
-    assert "1 figures" in lines[0]
+    digest = re.compile("SHA-256 [0-9a-f]{12}")
+    assert digest.sub("", (tmp_path / "r.html").read_text()) == digest.sub(
+        "", html.read_text().replace("students: [a]", "students:\n- a\n")
+    )
+    assert "2 figures" in lines[0]
 
 
 def test_nothing_is_loaded_from_outside(html):
@@ -52,9 +61,75 @@ def test_nothing_is_loaded_from_outside(html):
 
 def test_the_answer_comes_before_everything_else(html):
     text = html.read_text()
-    first = text.index("KD for the 12-layer student pays back after")
-    assert first < text.index("<figure") < text.index("<table")
-    assert text.count("data:image/png;base64,") == 1
+    body = text.index("<main>")
+    marks = ['<p class="verdict">', '<dl class="numbers">', "<nav", "KD for the 12-layer student pays back after"]
+    places = [text.index(mark, body) for mark in [*marks, "<figure", "<table"]]
+    assert places == sorted(places)
+    assert text.count("<dt>") == 4
+    assert text.count("data:image/svg+xml;base64,") == 1
+
+
+def test_each_group_has_one_line_and_all_energies_one_unit(html, demo_root):
+    summary = answer([demo_root], config=CONFIG)[1]
+    text = html.read_text()
+    lines = re.findall(r'<div class="answer"><b>(.*?)</b><span.*?</span><span>(.*?)</span></div>', text)
+    assert len(lines) == len(summary)
+    assert all(len(line) < 140 for _, line in lines)
+    said = re.sub(r"<script.*", "", text[text.index("<main>") :], flags=re.DOTALL)
+    assert set(re.findall(r"\d[\d.\u202f]* (k?Wh|mWh|J)\b", said)) == {"Wh"}
+
+
+def test_columns_of_numbers_hold_numbers_and_agree_with_the_sentences(demo_root):
+    _, summary, _ = answer([demo_root], config=CONFIG)
+    row = next(r for r in summary if r["pipeline"] == "kd")
+    row |= {"n_star": 6.59, "n_star_status": "undecided", "n_star_low": 3.2, "n_star_high": None}
+    row |= {"n_star_equal_quality": 4.2, "n_star_equal_quality_status": "finite"}
+    text = page.render([], summary, [])
+    assert "6.59" not in text.replace(text[text.index("summary-data") :], "")
+    table = text[text.index("Break-even against the baseline") :]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", table[table.index(f">{row['label']}<") :].split("</tr>")[0], re.DOTALL)
+    assert cells[1] == "–" and cells[2].startswith("undecided")
+    assert cells[5] == "5" and "at equal quality it pays back after 5 reuses" in text
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and every text by the tag around it."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids.add(dict(attrs).get("id"))
+
+
+def test_contents_scopes_and_alternative_texts(html):
+    read = Reader(html.read_text())
+    links = [a["href"][1:] for tag, a in read.tags if tag == "a"]
+    assert len(links) >= 7 and set(links) <= read.ids
+    heads = [a for tag, a in read.tags if tag == "th"]
+    assert heads and all(a["scope"] in ("col", "row") for a in heads)
+    (image,) = (a for tag, a in read.tags if tag == "img")
+    assert re.search(r"With the teacher counted whole, .* on the front; \d others are dominated", image["alt"])
+
+
+def test_a_figure_with_nothing_to_draw_is_a_line_and_no_card(html):
+    text = html.read_text()
+    assert 'id="sweep"' not in text
+    assert "Sweeps: No pipeline was swept" in text
+
+
+def test_where_it_comes_from_and_how_it_is_cited(html, demo_root):
+    rows, _, _ = answer([demo_root], config=CONFIG)
+    rows[0] |= {"git_commit": "0123456789abcdef", "started_utc": "2026-01-02T03:04:05+00:00"}
+    found = dict(page.provenance(rows, "students: [a]"))
+    assert found["Measured (UTC)"].startswith("2026-01-02 03:04 to ")
+    assert "0123456789ab" in found["Commit"]
+    assert hashlib.sha256(b"students: [a]").hexdigest()[:12] in found["Configuration"]
+    assert "Lambert and Luccioni (2026)" in html.read_text()
+    assert "students: [a]" in html.read_text()
 
 
 def test_estimates_are_announced(html):
@@ -84,16 +159,55 @@ def test_other_code_and_dirty_trees_are_warned_of(demo_root):
     assert any("shared" in t for t in texts)
 
 
-def test_it_opens_in_a_real_browser(html, tmp_path):
+def browse(page_path, tmp_path, width=1280):
+    """The page's document after a real browser has laid it out."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run([browser, *flags, html.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    assert "KD for the 12-layer student pays back after" in done.stdout
-    assert done.stdout.count("<tr>") == html.read_text().count("<tr>")
+    flags += ["--hide-scrollbars", f"--window-size={width},1000"]
+    command = [browser, *flags, page_path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_it_opens_in_a_real_browser(html, tmp_path):
+    seen = browse(html, tmp_path)
+    assert "KD for the 12-layer student pays back after" in seen
+    assert seen.count("<tr>") == html.read_text().count("<tr>")
+
+
+MEASURE = """<script>
+const wide = [...document.querySelectorAll(".scroll, .dag, pre")].filter(e => e.scrollWidth > e.clientWidth + 1).length;
+document.body.dataset.wide = wide;
+document.body.dataset.over = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+</script></body>"""
+
+
+@pytest.mark.parametrize(("width", "printed"), [(1280, False), (400, False), (690, True)])
+def test_no_page_is_wider_than_its_window_and_no_table_is_cut_on_paper(html, tmp_path, width, printed):
+    """On paper (A4 less its margins is 690 px wide) nothing may need a scroll bar either."""
+    text = html.read_text().replace("</body>", MEASURE)
+    if printed:
+        assert "@media print" in text
+        text = text.replace("@media print", "@media all").replace("overflow: visible", "overflow: auto")
+        text = text.replace("<details", "<details open")
+    (tmp_path / "page.html").write_text(text)
+    seen = browse(tmp_path / "page.html", tmp_path, width)
+    assert 'data-over="0"' in seen
+    if printed or width == 1280:
+        assert 'data-wide="0"' in seen
+
+
+def test_it_follows_the_readers_dark_mode(html):
+    text = html.read_text()
+    dark = text[text.index("prefers-color-scheme: dark") :].split("\n@")[0]
+    for name in re.findall(r"(--\w+):", text[text.index(":root") :].split("}")[0]):
+        if name not in ("--warn",):
+            assert f"{name}:" in dark
+    colours = re.findall(r"#[0-9a-f]{3,6}", text[text.index('class="card dag"') :].split("</svg>")[0])
+    assert "fill:var(--paper" in text and colours
 
 
 def test_q_by_benchmark_flags_what_is_below_the_baseline():

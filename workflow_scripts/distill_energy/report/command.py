@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..answer.aggregate import answer, read_summary, reopened
+from ..answer.breakeven import whole_reuses
 from ..answer.experiments import FOLDER, compare
 from ..config.describe import json_schema
 from ..config.load import load_config, parse_config
@@ -21,6 +22,7 @@ from .export import codecarbon, latex
 from .forecast import lines, make, write
 from .init import questions
 from .init import write as write_config
+from .page import STATUS_WORDS
 from .paper import write_paper
 from .sentences import detail, energy, headline, overhead, sentence
 from .style import energy_unit, number
@@ -290,10 +292,22 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
         if not brief and (text := detail(row, summary)):
             lines.append(f"    {text}")
     factor, unit = energy_unit([row[f"e_{v}_kwh"] for row in summary for v in _VIEWS])
-    header = ("group", "seeds", f"one-off ({unit})", "amortised", "marginal", "campaign", "Q", "N", "N*", "front")
+    header = (
+        "group",
+        "seeds",
+        f"one-off ({unit})",
+        "amortised",
+        "marginal",
+        "campaign",
+        "Q",
+        "N",
+        "N*",
+        "verdict",
+        "front",
+    )
     table = [header]
     for row in summary:
-        star = number(row["n_star"]) if row["n_star_status"] == "finite" else row["n_star_status"]
+        star = str(whole_reuses(row["n_star"])) if row["n_star_status"] == "finite" else "–"
         table.append(
             (
                 row["label"],
@@ -302,6 +316,7 @@ def text_answer(rows, summary, problems, brief: bool = False) -> list[str]:
                 "unknown" if row["q"] is None else f"{row['q']:.3f}",
                 "–" if row["n_reuse"] is None else str(row["n_reuse"]),
                 "–" if row["is_baseline"] else star,
+                "baseline" if row["is_baseline"] else STATUS_WORDS[row["n_star_status"]],
                 {True: "yes", False: "dominated", None: "–"}[row["on_front_oneoff"]],
             )
         )

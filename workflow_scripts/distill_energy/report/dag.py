@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -34,8 +34,9 @@ def _kind(row: Mapping[str, Any]) -> tuple[int, str, str] | None:
     return None  # prerun measures the host; nothing is made from it
 
 
-def svg(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The picture as an SVG element; an empty string without rows."""
+def svg(rows: Sequence[Mapping[str, Any]], told: Callable[[float | None], str] = energy) -> str:
+    """The picture as an SVG element in the page's own colours; an empty string without rows. ``told``: how kWh are
+    written."""
     nodes: dict[tuple[int, str, str], list[Mapping[str, Any]]] = defaultdict(list)
     where: dict[str, tuple[int, str, str]] = {}
     for row in rows:
@@ -68,7 +69,7 @@ def svg(rows: Sequence[Mapping[str, Any]]) -> str:
         for index, kind in enumerate(members):
             place[kind] = (2 + column * (BOX[0] + GAP[0]), top + index * (BOX[1] + GAP[1]))
     parts = [_edge(place[a], place[b]) for a, b in edges]
-    parts += [_node(place[kind], kind, members) for kind, members in nodes.items()]
+    parts += [_node(place[kind], kind, members, told) for kind, members in nodes.items()]
     label = "Which stages were made from which: " + ", ".join(f"{k[2]} ({len(m)})" for k, m in nodes.items())
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" role="img" '
@@ -100,15 +101,16 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     return f'<path d="{path}" fill="none" stroke="#9aa3ad" stroke-width="1.4"/>'
 
 
-def _node(at: tuple[float, float], kind: tuple[int, str, str], members) -> str:
+def _node(at: tuple[float, float], kind: tuple[int, str, str], members, told) -> str:
     known = [m["total_j"] for m in members]
-    spent = "unknown energy" if None in known else energy(sum(known) / 3.6e6)
+    spent = "unknown energy" if None in known else told(sum(known) / 3.6e6)
     colour = STAGE_COLOURS[kind[1]]
     x, y = at
-    title = f'font-size="13" font-weight="600" fill="#1d2733">{escape(kind[2])}'
-    below = f'font-size="12" fill="#55606d">{len(members)} × · {escape(spent)}'
+    paper = 'style="fill:var(--paper,#fff);stroke:var(--line,#c9d0d8)"'
+    title = f'font-size="13" font-weight="600" style="fill:var(--ink,#1d2733)">{escape(kind[2])}'
+    below = f'font-size="12" style="fill:var(--soft,#55606d)">{len(members)} × · {escape(spent)}'
     return (
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="5" fill="white" stroke="#c9d0d8"/>'
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="5" {paper}/>'
         f'<rect x="{x:.0f}" y="{y:.0f}" width="6" height="{BOX[1]}" rx="2" fill="{colour}"/>'
         f'<text x="{x + 15:.0f}" y="{y + 19:.0f}" {title}</text>'
         f'<text x="{x + 15:.0f}" y="{y + 36:.0f}" {below}</text>'

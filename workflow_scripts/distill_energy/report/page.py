@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..answer.aggregate import read_ledger, read_summary
+from ..answer.breakeven import whole_reuses
+from ..answer.labels import pipeline_name
 from ..answer.summary import FRONTS
 from ..energy.host import code_digest
 from ..ledger.rows import OUTSIDE, Problem
 from ..store.atomic import write_text
 from . import dag
-from .sentences import detail, energy, headline, sentence
-from .style import energy_unit, number
+from .findings import findings
+from .sentences import comparisons, detail, headline, lead, line, sentence, teller
+from .style import drawn, energy_unit, number
 
 FIGURES = {
     "pareto": (
@@ -52,9 +57,8 @@ STATUS_WORDS = {
 
 
 def main(inputs: Any, out: str | Path, params: Any = None, log: Callable[[str], None] = print) -> None:
-    """What the ``report`` rule calls. ``inputs`` has ``ledger``, ``summary`` and ``figures`` (PNG paths); ``params``
-    may
-    have ``config`` (the configuration's text or mapping) and ``code_digest`` (today's)."""
+    """What the ``report`` rule calls. ``inputs`` has ``ledger``, ``summary`` and ``figures`` (SVG paths); ``params``
+    may have ``config`` (the configuration's text or mapping) and ``code_digest`` (today's)."""
     paths = inputs.figures if not isinstance(inputs.figures, str | Path) else [inputs.figures]
     figures = {Path(path).stem: path for path in paths}
     config = getattr(params, "config", None)
@@ -80,12 +84,22 @@ def write_page(
     code_digest: str | None = None,
     title: str = "What distillation costs",
 ) -> None:
-    """Write the page from the ledger, the summary and the figures' PNG files (name → path; missing files are left out).
+    """Write the page from the ledger, the summary and the figures' SVG files (name → path; missing files are left out).
 
     ``config``: the configuration's text, shown as given. ``code_digest``: today's, to warn of artifacts of other code.
     """
     rows, problems = read_ledger(ledger)
-    html = render(rows, read_summary(summary), problems, figures, config=config, code_digest=code_digest, title=title)
+    places = Path(ledger).with_name("where_it_went.parquet")
+    html = render(
+        rows,
+        read_summary(summary),
+        problems,
+        figures,
+        places=read_summary(places) if places.is_file() else (),
+        config=config,
+        code_digest=code_digest,
+        title=title,
+    )
     write_text(out, html)
 
 
@@ -95,6 +109,7 @@ def render(
     problems: Sequence[Problem],
     figures: Mapping[str, str | Path] | None = None,
     *,
+    places: Sequence[Mapping[str, Any]] = (),
     config: str | None = None,
     code_digest: str | None = None,
     title: str = "What distillation costs",
@@ -107,26 +122,35 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"energy": energy, "number": number, "percent": percent, "quantity": quantity}
+    told = teller(summary)
+    environment.filters |= {"number": number, "percent": percent, "quantity": quantity, "reuses": reuses}
     factor, unit = energy_unit([r[f"e_{v}_kwh"] for r in summary for v in FRONTS])
     environment.filters["kwh"] = lambda value: "unknown" if value is None else number(value * factor)
+    figures = figures or {}
+    forecast = Path(figures["forecast"]).with_suffix(".csv") if "forecast" in figures else None
+    pictures, blank = embedded(figures, findings(rows, summary, places, forecast))
     return environment.get_template("page.html").render(
         title=title,
+        lead=lead(summary) or (f"{len(summary)} groups, of which none is compared." if summary else None),
+        numbers=numbers(rows, summary),
         headline=headline(summary),
         students=answers(summary),
-        totals=totals(rows),
+        shares=shares(rows),
         summary=summary,
         scores=by_benchmark(summary),
         unit=unit,
         words=STATUS_WORDS,
-        figures=embedded(figures or {}),
-        stages=stage_table(rows),
+        figures=pictures,
+        blank=blank,
+        stages=stage_table(rows, told),
         hosts=host_table(rows),
         software=software_table(rows),
         problems=sorted(problems, key=lambda p: (p.kind, p.path)),
         problem_counts=Counter(p.kind for p in problems),
         warnings=warnings(rows, code_digest),
-        dag=Markup(dag.svg(rows)),
+        dag=Markup(dag.svg(rows, told)),
+        provenance=provenance(rows, config),
+        cite=CITE,
         config=config,
         level=f"{100 * summary[0]['confidence']:.3g} %" if summary and summary[0]["confidence"] else "95\u202f%",
         data=Markup(json.dumps(_plain(summary), ensure_ascii=True).replace("<", "\\u003c")),
@@ -154,7 +178,16 @@ def answers(summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     students: dict[tuple, list[dict[str, Any]]] = {}
     for row in summary:
         status, badge = verdict(row)
-        group = {"status": status, "badge": badge, "text": sentence(row, summary), "detail": detail(row, summary)}
+        student = row["student"]
+        group = {
+            "name": pipeline_name(row["pipeline"])
+            + row["label"].removeprefix(f"{pipeline_name(row['pipeline'])} {student}"),
+            "status": status,
+            "badge": badge,
+            "line": line(row, summary),
+            "text": sentence(row, summary),
+            "detail": detail(row, summary),
+        }
         students.setdefault((row["dataset"], row["student"]), []).append(group)
     return [
         {"name": student + (f" on {dataset}" if many else ""), "groups": groups}
@@ -176,42 +209,87 @@ def by_benchmark(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
     return names, lines
 
 
-def totals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(name, value, note) of everything that was spent, in the configuration or not."""
+def numbers(rows: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(name, value, note) of four numbers: all that was spent, its CO2e, what the cheapest way to distil has cost
+    against the baseline, and the chance that its artifact has paid."""
     counted = [r for r in rows if r["status"] not in OUTSIDE]
-    unknown = sum(r["total_j"] is None for r in counted)
-    note = f"and {unknown} execution{'s' if unknown > 1 else ''} of unknown energy" if unknown else "of all executions"
-
-    def whole(column: str) -> float | None:
-        values = [r[column] for r in counted if r["total_j"] is not None]
-        return None if any(v is None for v in values) else math.fsum(values)
-
-    spent = math.fsum(r["total_j"] for r in counted if r["total_j"] is not None)
-    idle, wasted = whole("idle_j"), whole("wasted_j")
-    co2 = [r["co2e_g"] for r in counted]
-    known = [c for c in co2 if c is not None]
-    result = [("Energy spent", energy(spent / 3.6e6), f"{note} ({len(counted)})")]
-    result.append(
-        (
-            "Idle",
-            percent(idle / spent) if idle is not None and spent else "unknown",
-            "share of it drawn by the idle host",
+    known = [r["total_j"] for r in counted if r["total_j"] is not None]
+    unknown = len(counted) - len(known)
+    sources = " and ".join(sorted({r["source"] for r in counted if r["source"]})) or "unknown"
+    spent = f"{sources}, {len(counted)} executions" + (f", {unknown} of them unknown" if unknown else "")
+    grams = [r["co2e_g"] for r in counted if r["co2e_g"] is not None]
+    of = "from these joules" if len(grams) == len(counted) else f"of {len(grams)} of {len(counted)} executions"
+    found = [
+        ("Energy spent in all", teller(summary)(math.fsum(known) / 3.6e6) if known else "unknown", spent),
+        ("CO₂e", quantity(math.fsum(grams), "g") if grams else "unknown", of),
+    ]
+    best = next((c for c in comparisons(summary) if c["excess"] is not None), None)
+    if best is None:
+        note = "no distilled student stands beside a baseline of its own"
+        return [*found, ("Distilling", "not compared", note), ("Has paid", "unknown", note)]
+    share = f"{100 * best['excess']:+.0f}\u202f%".replace("-", "−")
+    students = f"{best['students']} student{'s' if best['students'] > 1 else ''}"
+    found.append((f"{best['name']} against {best['baseline']}", share, f"energy spent on the same {students}"))
+    row = best["row"]
+    chance, reused = row["p_pays"], "reuses no teacher artifact" if row["n_reuse"] is None else f"N = {row['n_reuse']}"
+    if chance is not None:
+        found.append(
+            (f"Chance that {best['name']} has paid", percent(chance, 0), f"for its teacher artifact, {reused}")
         )
-    )
-    result.append(
-        (
-            "Wasted",
-            percent(wasted / spent) if wasted is not None and spent else "unknown",
-            "share of failed, killed and preempted attempts",
-        )
-    )
-    grams = "unknown" if not known else quantity(math.fsum(known), "g")
-    result.append(
-        ("CO₂e", grams, "from these joules" if len(known) == len(co2) else f"of {len(known)} of {len(co2)} executions")
-    )
-    sources = Counter(r["source"] for r in counted)
-    result.append(("Source", " and ".join(sorted(s for s in sources if s)) or "unknown", "of the joules"))
-    return result
+    else:
+        found.append((f"Reuses of {best['name']}", reused, "no chance is told without an interval"))
+    return found
+
+
+def shares(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How much of all energy the idle host drew and attempts wasted, in a sentence."""
+    counted = [r for r in rows if r["status"] not in OUTSIDE and r["total_j"] is not None]
+    spent = math.fsum(r["total_j"] for r in counted)
+    texts = []
+    for column, words in (("idle_j", "drawn by the idle host"), ("wasted_j", "wasted by failed, killed and preempted")):
+        values = [r[column] for r in counted]
+        share = percent(math.fsum(values) / spent) if spent and None not in values else "an unknown share"
+        texts.append(f"{share} was {words}" + (" attempts" if column == "wasted_j" else ""))
+    return f"Of all energy {' and '.join(texts)}."
+
+
+#: How the software and the method are cited (CITATION.cff).
+CITE = (
+    "Lambert and Luccioni (2026): Towards Resource-Efficient LLMs: End-to-End Energy Accounting of Distillation"
+    " Pipelines. ICML 2026, arXiv 2605.13981."
+)
+
+
+def provenance(rows: Sequence[Mapping[str, Any]], config: str | None) -> list[tuple[str, str]]:
+    """(what, value): when, by which code and from which configuration the page's records were made."""
+    counted = [r for r in rows if r["status"] not in OUTSIDE]
+    started = sorted(r["started_utc"] for r in counted if r["started_utc"])
+    ended = sorted(r["created_utc"] for r in counted if r["created_utc"])
+    found = []
+    if started and ended:
+        first, last = (t[:16].replace("T", " ") for t in (started[0], ended[-1]))
+        found.append(("Measured (UTC)", f"{first} to {last}"))
+    commits = Counter(r["git_commit"] for r in counted if r["git_commit"])
+    if commits:
+        dirty = any(r["git_dirty"] for r in counted)
+        names = ", ".join(commit[:12] for commit, _ in commits.most_common(5))
+        found.append(("Commit", names + (", with uncommitted changes" if dirty else "")))
+    if config is not None:
+        found.append(("Configuration", f"SHA-256 {hashlib.sha256(config.encode()).hexdigest()[:12]}, shown below"))
+    found.append(("Software", f"distill-energy {_version()}"))
+    return found
+
+
+def _version() -> str:
+    try:
+        return version("distill-energy")
+    except PackageNotFoundError:  # run from the sources
+        return "(not installed)"
+
+
+def reuses(value: float | None, status: str) -> str:
+    """A break-even count as the sentences tell it, in whole reuses; a dash where there is none."""
+    return f"{whole_reuses(value):,}".replace(",", "\u202f") if status == "finite" and value is not None else "–"
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -221,26 +299,36 @@ def quantity(value: float | None, unit: str) -> str:
     return f"{number(value / 1000)} k{unit}" if abs(value) >= 1000 else f"{number(value)} {unit}"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A share as a percentage."""
     if value is None:
         return "unknown"
-    return f"{100 * value:.1f}\u202f%"
+    return f"{100 * value:.{digits}f}\u202f%"
 
 
-def embedded(figures: Mapping[str, str | Path]) -> list[dict[str, str]]:
-    """Figures as data URIs, in the page's order; a path that does not exist is left out."""
-    found = []
+def embedded(
+    figures: Mapping[str, str | Path], said: Mapping[str, str]
+) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
+    """(figures as data URIs in the page's order, (heading, reason) of those that have nothing to draw). ``said``: their
+    findings. A path that does not exist is left out."""
+    found, blank = [], []
     for name, (heading, caption) in FIGURES.items():
         path = figures.get(name)
         if path is None or not Path(path).is_file():
             continue
-        content = base64.b64encode(Path(path).read_bytes()).decode()
-        found.append({"name": name, "heading": heading, "caption": caption, "uri": f"data:image/png;base64,{content}"})
-    return found
+        svg = Path(path).read_text(encoding="utf-8")
+        anything, why = drawn(svg)
+        if not anything:
+            blank.append((heading, why))
+            continue
+        uri = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+        finding = said.get(name, "")
+        alt = f"{heading}. {finding or caption}"
+        found.append({"name": name, "heading": heading, "finding": finding, "caption": caption, "alt": alt, "uri": uri})
+    return found, blank
 
 
-def stage_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def stage_table(rows: Sequence[Mapping[str, Any]], told: Callable[[float | None], str]) -> list[dict[str, Any]]:
     """Measurement quality and totals by stage."""
     by_stage: dict[str, list] = defaultdict(list)
     for row in rows:
@@ -261,7 +349,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "stage": stage,
                 "count": len(members),
-                "energy": energy(math.fsum(energies) / 3.6e6) if known else "unknown",
+                "energy": told(math.fsum(energies) / 3.6e6) if known else "unknown",
                 "wall": duration(math.fsum(walls)) if None not in walls else "unknown",
                 "sources": ", ".join(f"{n} {s}" for s, n in sorted(Counter(m["source"] for m in members).items())),
                 "coverage": f"{100 * min(coverage):.1f} %" if coverage else "unknown",
@@ -302,8 +390,8 @@ def software_table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(package, its versions) over all executions."""
     versions: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        for name, version in json.loads(row["software"] or "{}").items():
-            versions[name].add(version)
+        for name, which in json.loads(row["software"] or "{}").items():
+            versions[name].add(which)
     return [(name, ", ".join(sorted(v))) for name, v in sorted(versions.items())]
 
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..answer.breakeven import whole_reuses
 from ..answer.intervals import MOST_SEEDS
 from ..answer.labels import pipeline_name
-from .style import number
+from .style import energy_unit, number
 
 PERCENT = "\u202f%"  # a narrow space that does not break
+
+
+FRONT_VIEWS = ("oneoff", "amortised", "marginal", "campaign")
+
+
+def teller(rows: Sequence[Mapping[str, Any]]) -> Callable[[float | None], str]:
+    """How energies (kWh) of a summary are written: all in the unit that suits its students, so that they compare."""
+    values = [row.get(f"e_{view}_kwh") for row in rows for view in FRONT_VIEWS]
+    if all(value is None for value in values):
+        return energy
+    factor, unit = energy_unit(values)
+    return lambda kwh: "an unknown energy" if kwh is None else f"{number(kwh * factor)} {unit}"
 
 
 def _plural(count: int, word: str) -> str:
@@ -48,12 +60,37 @@ def _so_far(row: Mapping[str, Any], base: str) -> str:
     return f"{have}: over all of them it has cost {_share(excess)} than {base} so far."
 
 
-def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The realised answer, a sentence for each distilling pipeline: what it spent on its kept students, what the
-    baseline spent for the same ones, and the balance of its artifact."""
-    lines = []
+def lead(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The answer in one sentence: what distilling has cost against the baseline, counted whole, and whether it has
+    paid. None where nothing is compared."""
+    found = comparisons(rows)
+    if not found:
+        return None
+    base = found[0]["baseline"]
+    known = [(c["name"], _share(c["excess"])) for c in found if c["excess"] is not None]
+    if not known:
+        return f"What distilling has cost against {base} cannot be told: {found[0]['reason']}."
+    (name, share), *rest = known
+    text = f"Counted whole, {name} has so far cost {share} energy than {base} for the same students"
+    text += "".join(f", {name} {share}" for name, share in rest)
+    paid = [c["name"] for c in found if (c["row"]["balance_kwh"] or -1.0) >= 0]
+    judged = [c for c in found if c["row"]["balance_kwh"] is not None]
+    if judged and not paid:
+        text += "; " + ("neither teacher artifact" if len(judged) == 2 else "no teacher artifact") + " has paid yet"
+    elif paid:
+        text += f"; the teacher artifact of {' and '.join(paid)} has paid"
+    return text + "."
+
+
+def comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A dict for each teacher, data set and distilling pipeline, the cheapest first: ``name``, ``baseline``, ``ours``
+    and ``theirs`` (kWh spent in all on the same kept students), ``students``, ``excess`` (None with ``reason``) and a
+    ``row`` of its."""
     kept = [r for r in rows if r["is_kept"]]
     baselines = {r["group"]: r for r in kept if r["is_baseline"]}
+    teachers = {r["teacher"] for r in kept if not r["is_baseline"]}
+    datasets = {r["dataset"] for r in kept}
+    found = []
     for key in dict.fromkeys((r["teacher"], r["dataset"], r["pipeline"]) for r in kept if not r["is_baseline"]):
         members = [r for r in kept if (r["teacher"], r["dataset"], r["pipeline"]) == key]
         pairs = [(r, baselines[r["baseline_group"]]) for r in members if r["baseline_group"] in baselines]
@@ -61,22 +98,48 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         ours = sum(r["campaign_total_kwh"] for r, _ in pairs)
         theirs = sum(b["campaign_total_kwh"] for _, b in pairs)
-        name, base = pipeline_name(key[2]), pipeline_name(pairs[0][1]["pipeline"])
-        if members[0]["n_reuse"] is not None and len({r["teacher"] for r in kept if not r["is_baseline"]}) > 1:
+        name = pipeline_name(key[2])
+        if members[0]["n_reuse"] is not None and len(teachers) > 1:
             name += f" from {key[0]}"
-        students = _plural(len(pairs), "student")
-        text = f"{name}: {energy(ours)} spent in all on {students}; {base} spent {energy(theirs)} on the same"
-        if any(r["campaign_excess"] is None for r, _ in pairs):
-            text += " (not compared: executions of different classes or unlike numbers of runs)"
+        if len(datasets) > 1:
+            name += f" on {key[1]}"
+        comparable = all(r["campaign_excess"] is not None for r, _ in pairs) and theirs > 0
+        found.append(
+            {
+                "name": name,
+                "baseline": pipeline_name(pairs[0][1]["pipeline"]),
+                "ours": ours,
+                "theirs": theirs,
+                "students": len(pairs),
+                "excess": ours / theirs - 1 if comparable else None,
+                "reason": None if comparable else "executions of different classes or unlike numbers of runs",
+                "row": members[0],
+            }
+        )
+    return sorted(found, key=lambda c: (c["excess"] is None, c["excess"] or 0.0))
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The realised answer, a sentence for each distilling pipeline: what it spent on its kept students, what the
+    baseline spent for the same ones, and the balance of its artifact."""
+    told = teller(rows)
+    lines = []
+    for c in comparisons(rows):
+        students = _plural(c["students"], "student")
+        name, base = c["name"], c["baseline"]
+        text = f"{name}: {told(c['ours'])} spent in all on {students}; {base} spent {told(c['theirs'])} on the same"
+        if c["excess"] is None:
+            text += f" (not compared: {c['reason']})"
         else:
-            text += f", so {name} has cost {_share(ours / theirs - 1)}"
-        lines.append(text + "." + _balance(members[0], base))
+            text += f", so {name} has cost {_share(c['excess'])}"
+        lines.append(text + "." + _balance(c["row"], base, told))
     return lines + teacher_choice(rows)
 
 
 def teacher_choice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of several teachers, which is worth its joules for each student: a sentence for each pipeline and student."""
     lines = []
+    told = teller(rows)
     found: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["is_kept"] and not row["is_baseline"] and row["n_reuse"] is not None:
@@ -95,11 +158,11 @@ def teacher_choice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         good = max(members, key=lambda row: row["q"])
         if cheap is good:
             lines.append(
-                f"{start}{cheap['teacher']} costs less ({energy(cheap['e_amortised_kwh'])}) and gives no less Q."
+                f"{start}{cheap['teacher']} costs less ({told(cheap['e_amortised_kwh'])}) and gives no less Q."
             )
             continue
         more, gain = good["e_amortised_kwh"] - cheap["e_amortised_kwh"], good["q"] - cheap["q"]
-        text = f"{start}{good['teacher']} gives {gain:.3f} more Q than {cheap['teacher']} for {energy(more)} more"
+        text = f"{start}{good['teacher']} gives {gain:.3f} more Q than {cheap['teacher']} for {told(more)} more"
         apart = cheap["q_high"] is not None and good["q_low"] is not None and good["q_low"] > cheap["q_high"]
         lines.append(text + ("." if apart else f", within what the intervals leave open: {cheap['teacher']} suffices."))
     return lines
@@ -113,17 +176,17 @@ def overhead(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(r["start_j"] + r["load_j"] + (r["write_j"] or 0.0) for r in told) / spent if spent else None
 
 
-def _balance(row: Mapping[str, Any], base: str) -> str:
+def _balance(row: Mapping[str, Any], base: str, told: Callable[[float | None], str]) -> str:
     """What its artifact has brought, and how many more reuses it takes."""
     value = row["balance_kwh"]
     if value is None:
         return ""
     saved = row["balance_saved_kwh"]
-    text = f" Its teacher artifact and its selection cost {energy(row['balance_cost_kwh'])}"
+    text = f" Its teacher artifact and its selection cost {told(row['balance_cost_kwh'])}"
     if saved >= 0:
-        text += f" and have saved {energy(saved)} in training against {base}"
+        text += f" and have saved {told(saved)} in training against {base}"
     else:
-        text += f", and its students cost {energy(-saved)} more to train than by {base}"
+        text += f", and its students cost {told(-saved)} more to train than by {base}"
     if value >= 0:
         text += ": it has paid"
     elif row["more_reuses"] is None:
@@ -200,13 +263,13 @@ def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """One answer for a group: does it pay back, after how many reuses, and what it has cost so far."""
     base = next((r for r in rows if r["group"] == row["baseline_group"]), None)
     base_name = pipeline_name(base["pipeline"]) if base else "the baseline"
-    name = _name(row)
+    name, told = _name(row), teller(rows)
     if row["is_baseline"]:
         if row["e_oneoff_kwh"] is None:
             return f"{name} is the baseline; its energy is unknown ({row['e_reason']})."
         quality = "unknown" if row["q"] is None else f"{row['q']:.3f}"
         reason = f" ({row['q_reason']})" if row["q"] is None else ""
-        return f"{name} is the baseline: {energy(row['e_oneoff_kwh'])} and Q = {quality}{reason}."
+        return f"{name} is the baseline: {told(row['e_oneoff_kwh'])} and Q = {quality}{reason}."
     status = row["n_star_status"]
     if status == "unknown" and row["n_reuse"] is None and base is not None:
         costs = ""
@@ -219,7 +282,7 @@ def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         text = (
             f"{name} never pays back{_one_seed(row)}"
             f" against {base_name}: its training alone costs no less"
-            f" ({energy(row['e_student_kwh'])} against {energy(base['e_student_kwh'])}); {_so_far(row, base_name)}"
+            f" ({told(row['e_student_kwh'])} against {told(base['e_student_kwh'])}); {_so_far(row, base_name)}"
         )
     elif status == "undecided":
         guess = f"; the best guess is {whole_reuses(row['n_star'])} reuses" if row["n_star"] else ""
@@ -233,6 +296,31 @@ def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
             f" {_so_far(row, base_name)}"
         )
     return text
+
+
+def line(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A group in one short line, for a list in which its name and its verdict stand beside it."""
+    base = next((r for r in rows if r["group"] == row["baseline_group"]), None)
+    told = teller(rows)
+    quality = "Q unknown" if row["q"] is None else f"Q {row['q']:.3f}"
+    if row["is_baseline"] or base is None:
+        whole = "energy unknown" if row["e_oneoff_kwh"] is None else told(row["e_oneoff_kwh"])
+        return f"{whole}, {quality}"
+    parts = []
+    status, n = row["n_star_status"], row["n_reuse"]
+    if status == "finite":
+        parts.append(f"N* {whole_reuses(row['n_star'])}{_range(row)}, N {n}")
+    elif n is not None:
+        parts.append(f"N {n}")
+    if row["campaign_excess"] is not None:
+        parts.append(f"{_share(row['campaign_excess'])} energy than {pipeline_name(base['pipeline'])}, all counted")
+    if row["delta_q"] is None:
+        parts.append(quality)
+    else:
+        low, high = row["delta_q_low"], row["delta_q_high"]
+        same = low is not None and low <= 0 <= high
+        parts.append(f"ΔQ {row['delta_q']:+.3f}".replace("-", "−") + (" (not told from 0)" if same else ""))
+    return "; ".join(parts)
 
 
 def serving(row: Mapping[str, Any]) -> str | None:

@@ -63,6 +63,7 @@ def pyplot():
             "legend.frameon": False,
             "hatch.linewidth": 0.5,
             "pdf.fonttype": 42,
+            "svg.hashsalt": "distill-energy",  # the same names inside for the same data
             "savefig.dpi": 200,
             "figure.dpi": 100,
         }
@@ -115,21 +116,32 @@ def footnote(figure: Any, text: str, gap: float = 4, lines: int = 6, width: int 
     )
 
 
-def save(figure: Any, pdf: str | Path, png: str | Path) -> None:
-    """Write the figure as PDF and PNG, each atomically, and close it. No dates inside: same data, same bytes."""
-    for path, kind in ((pdf, "pdf"), (png, "png")):
+#: What an SVG says of itself where there was nothing to draw, so that the page leaves it out.
+NOTHING = "nothing to draw: "
+
+
+def save(figure: Any, pdf: str | Path, png: str | Path, description: str | None = None) -> None:
+    """Write the figure as PDF and PNG, and as SVG beside the PNG, each atomically, and close it. No dates inside: same
+    data, same bytes."""
+    metadata = {
+        "pdf": {"CreationDate": None},
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None, "Description": description},
+    }
+    for path, kind in ((pdf, "pdf"), (png, "png"), (Path(png).with_suffix(".svg"), "svg")):
         with replacing(path) as temporary:
-            metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.06)
+            figure.savefig(temporary, format=kind, metadata=metadata[kind], bbox_inches="tight", pad_inches=0.06)
     plt.close(figure)
 
 
-def place_labels(axes: Any, labels: Sequence[tuple[float, float, str, str]], size: float = 7.5, lines=()) -> None:
+def place_labels(
+    axes: Any, labels: Sequence[tuple[float, float, str, Any]], size: float = 7.5, lines=(), points=()
+) -> None:
     """Write each (x, y, text, colour) near its point where it overlaps no other label, no marker and no border.
 
     Greedy over a ring of candidate offsets (points); where none is free the one with the least overlap, with a leader
-    line if it lies far out. ``lines``: polylines [(x, y), …] in data units that are better not crossed. Call it when
-    the limits are final.
+    line if it lies far out. ``lines``: polylines [(x, y), …] in data units, and ``points``: further markers, that are
+    better not covered. Call it when the limits are final.
     """
     figure = axes.figure
     figure.canvas.draw()
@@ -137,7 +149,10 @@ def place_labels(axes: Any, labels: Sequence[tuple[float, float, str, str]], siz
     scale = figure.dpi / 72
     frame = axes.get_window_extent(renderer)
     dots = [tuple(axes.transData.transform((x, y))) for x, y, *_ in labels]
-    crossings = [p for line in lines for p in _along(axes.transData.transform(line), 4 * scale)]
+    half = 4.5 * scale  # of a marker
+    places = [*dots, *(axes.transData.transform(point) for point in points)]
+    markers = {(x - half, y - half, x + half, y + half) for x, y in places}
+    crossings = [p for line in lines for p in _along(axes.transData.transform(line), 2 * scale)]
     taken: list[tuple[float, float, float, float]] = []
     for (x, y, text, colour), dot in zip(labels, dots, strict=False):
         probe = axes.text(0, 0, text, fontsize=size)
@@ -149,20 +164,20 @@ def place_labels(axes: Any, labels: Sequence[tuple[float, float, str, str]], siz
             left = dot[0] + dx * scale - {"left": 0, "center": width / 2, "right": width}[ha]
             bottom = dot[1] + dy * scale - {"bottom": 0, "center": height / 2, "top": height}[va]
             area = (left, bottom, left + width, bottom + height)
-            cost = rank * 0.02 * height * height
-            cost += sum(_overlap(area, other) for other in taken)
-            cost += sum(_overlap(area, (d[0] - 4, d[1] - 4, d[0] + 4, d[1] + 4)) * 2 for d in dots if d != dot)
-            if abs(dx) + abs(dy) > 16:  # a leader line will cross whatever lies on its way
+            cost = rank * 0.01 * height * height
+            cost += 2 * sum(_overlap(area, other) for other in taken)
+            cost += 4 * sum(_overlap(area, marker) for marker in markers)
+            if _far(dx, dy):  # a leader line will cross whatever lies on its way
                 way = list(_along([dot, (dot[0] + dx * scale, dot[1] + dy * scale)], 3 * scale))
                 cost += 4 * height * sum(_inside(p, other) for p in way for other in taken)
-            cost += 3 * height * sum(_inside(p, area) for p in crossings)
+            cost += 2 * height * sum(_inside(p, area) for p in crossings)
             inside = _overlap(area, (frame.x0, frame.y0, frame.x1, frame.y1))
             cost += 4 * (width * height - inside)
             if best is None or cost < best[0]:
                 best = (cost, dx, dy, ha, va, area)
         _, dx, dy, ha, va, area = best
         taken.append(area)
-        far = abs(dx) + abs(dy) > 16
+        arrow = {"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkB": 3, "shrinkA": 0} if _far(dx, dy) else None
         note = axes.annotate(
             text,
             (x, y),
@@ -173,21 +188,24 @@ def place_labels(axes: Any, labels: Sequence[tuple[float, float, str, str]], siz
             fontsize=size,
             color=colour,
             zorder=6,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkB": 3, "shrinkA": 0} if far else None,
+            arrowprops=arrow,
         )
         note.set_path_effects([withStroke(linewidth=1.8, foreground="white")])
 
 
+def _far(dx: float, dy: float) -> bool:
+    return math.hypot(dx, dy) > 20
+
+
 def _candidates():
-    for radius in (6, 11, 18, 26, 36, 48):
-        yield radius, 0, "left", "center"
-        yield radius * 0.7, radius * 0.7, "left", "bottom"
-        yield radius * 0.7, -radius * 0.7, "left", "top"
-        yield -radius, 0, "right", "center"
-        yield -radius * 0.7, radius * 0.7, "right", "bottom"
-        yield -radius * 0.7, -radius * 0.7, "right", "top"
-        yield 0, radius, "center", "bottom"
-        yield 0, -radius, "center", "top"
+    """(dx, dy, horizontal, vertical alignment) in rings of 16 directions, the nearest first."""
+    for radius in (7, 11, 16, 22, 30, 40, 54):
+        for turn in (0, 1, -1, 2, -2, 8, 7, -7, 6, -6, 4, -4, 3, -3, 5, -5):
+            angle = turn * math.pi / 8
+            dx, dy = radius * math.cos(angle), radius * math.sin(angle)
+            sideways = "center" if abs(turn) == 4 else "left" if abs(turn) < 4 else "right"
+            upright = "center" if turn in (0, 8) else "bottom" if turn > 0 else "top"
+            yield dx, dy, sideways, upright
 
 
 def _along(points, step: float):
@@ -217,4 +235,11 @@ def nothing(message: str, pdf: str | Path, png: str | Path) -> None:
     figure, axes = plt.subplots(figsize=(WIDTH, 1.6))
     axes.axis("off")
     axes.text(0.5, 0.5, message, ha="center", va="center", wrap=True)
-    save(figure, pdf, png)
+    save(figure, pdf, png, NOTHING + message)
+
+
+def drawn(svg: str) -> tuple[bool, str]:
+    """(whether there was anything to draw, else why not) of a figure's SVG text."""
+    head = svg[:4000]
+    at = head.find(NOTHING)
+    return (True, "") if at < 0 else (False, head[at + len(NOTHING) : head.index("<", at)])

@@ -39,9 +39,10 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path,
     values = [r["e_student_kwh"] + r["e_teacher_kwh"] for p in panels for r in p[2]]
     factor, unit = style.energy_unit(values)
     limit = _limit(panels)
+    verdicts = []
     for index, (title, base, rows) in enumerate(panels):
         axes = grid[index // columns][index % columns]
-        _panel(axes, base, rows, every, factor, limit)
+        verdicts.append((axes, _panel(axes, base, rows, every, factor, unit, limit)))
         axes.set_title(title)
         if index % columns == 0:
             axes.set_ylabel(f"Training energy per student,\nteacher's share included ({unit})")
@@ -51,8 +52,13 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path,
         grid[index // columns][index % columns].axis("off")
     _legend(figure, panels, every)
     figure.tight_layout(w_pad=1.2)
+    _write_verdicts(verdicts)
     more = f"The first {MOST_PANELS} of {found} students." if found > MOST_PANELS else ""
-    bars = "Bar: interval of the difference to the baseline at the real N; where it crosses the line, it is open."
+    bars = (
+        "Bar: interval of the difference to the baseline at the real N; where it crosses the line, it is open."
+        " Beside the verdict: the balance, which is what all kept students of the artifact have saved, less what it and"
+        " its selection cost."
+    )
     drawn = any(r["saving_high_kwh"] is not None for p in panels for r in p[2])
     style.footnote(figure, " ".join(filter(None, [bars if drawn else "", omitted_note(summary, shown), more])))
     style.save(figure, pdf, png)
@@ -79,11 +85,13 @@ def _limit(panels) -> float:
     return min(max(10.0, 2.2 * max(wanted)), 2000.0)
 
 
-def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
+def _panel(axes, base, rows, every, factor: float, unit: str, limit: float) -> list[tuple[str, Any]]:
+    """Draw a student; returns its verdicts with their colours."""
     counts = np.geomspace(1, limit, 200)
     colour, _ = style.pipeline_style(base["pipeline"], every)
     level = base["e_student_kwh"] * factor
     axes.axhline(level, color=colour, lw=1.4, zorder=2)
+    top = max([(r["e_teacher_kwh"] + r["e_student_kwh"]) * factor for r in rows] + [level])
     lines = []
     for row in rows:
         colour, marker = style.pipeline_style(row["pipeline"], every)
@@ -96,33 +104,63 @@ def _panel(axes, base, rows, every, factor: float, limit: float) -> None:
             share = row["e_teacher_kwh"] / row["n_reuse"] * factor
             ends = [level + share - row[f"saving_{end}_kwh"] * factor for end in ("high", "low")]
             x = row["n_reuse"] * (1 + 0.09 * (len(lines) - (len(rows) - 1) / 2))  # side by side
-            axes.plot([x, x], [max(ends[0], 0), ends[1]], color=colour, lw=1.1, alpha=0.8, zorder=4)
+            _bar(axes, x, ends, top, colour)
         if row["n_star_status"] == "finite" and row["n_star"] <= limit:
             axes.plot([row["n_star"]] * 2, [0, level], color=colour, lw=0.8, ls=(0, (2, 2)), zorder=2)
             axes.plot(row["n_star"], level, "x", color=colour, ms=6.5, mew=1.8, zorder=6)
-        lines.append((row, style.darker(colour), _verdict(row)))
+        lines.append((row, style.darker(colour), _verdict(row) + _balance(row, factor, unit)))
     axes.set_xscale("log")
     axes.set_xlim(1, limit)
-    tops = [(r["e_teacher_kwh"] + r["e_student_kwh"]) * factor for r in rows]
-    axes.set_ylim(0, max([*tops, level]) * (1.06 + 0.05 * len(rows)))
-
+    axes.set_ylim(0, top * (1.08 + 0.1 * len(rows)))
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#eeeeee", lw=0.5)
-    for index, (_, shade, text) in enumerate(lines):
-        axes.text(
-            0.98,
-            0.97 - 0.09 * index,
-            text,
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-            fontsize=7.2,
-            color=shade,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
-            zorder=7,
-        )
+    return [(text, shade) for _, shade, text in lines]
+
+
+def _write_verdicts(panels) -> None:
+    """The verdicts in the upper right of each panel, in one size with which the longest fits. ``panels``: (axes, (text,
+    colour) by line)."""
+    size = 7.2
+    for axes, lines in panels:
+        renderer = axes.figure.canvas.get_renderer()
+        room = 0.94 * axes.get_window_extent(renderer).width
+        for text, _ in lines:
+            probe = axes.text(0, 0, text, fontsize=7.2)
+            size = min(size, 7.2 * room / probe.get_window_extent(renderer).width)
+            probe.remove()
+    for axes, lines in panels:
+        for index, (text, shade) in enumerate(lines):
+            axes.text(
+                0.99,
+                0.97 - 0.09 * index,
+                text,
+                transform=axes.transAxes,
+                ha="right",
+                va="top",
+                fontsize=size,
+                color=shade,
+                zorder=7,
+            )
+
+
+def _bar(axes, x: float, ends: Sequence[float], top: float, colour: str) -> None:
+    """An interval that stays below the verdicts; an arrowhead where it goes on."""
+    low, high = max(ends[0], 0), min(ends[1], top)
+    axes.plot([x, x], [low, high], color=colour, lw=1.1, alpha=0.8, zorder=4, solid_capstyle="butt")
+    if ends[1] > top:
+        axes.plot(x, high, "^", color=colour, ms=3.5, alpha=0.8, zorder=4)
+    if ends[0] < 0:
+        axes.plot(x, 0, "v", color=colour, ms=3.5, alpha=0.8, zorder=4, clip_on=False)
+
+
+def _balance(row, factor: float, unit: str) -> str:
+    """What its artifact has saved so far less what it cost, over all who consumed it."""
+    value = row["balance_kwh"]
+    if value is None:
+        return ""
+    return f", {'+' if value >= 0 else '−'}{style.number(abs(value) * factor, 2)} {unit}"
 
 
 def _verdict(row) -> str:
@@ -135,7 +173,7 @@ def _verdict(row) -> str:
         return f"{name}: unknown"
     text = f"{name}: N* = {style.number(row['n_star'])}"
     if row["n_star_low"] is not None and row["n_star_high"] is not None:
-        return f"{text} [{style.number(row['n_star_low'], 2)}, {style.number(row['n_star_high'], 2)}]"
+        return f"{text} ({style.number(row['n_star_low'], 2)}–{style.number(row['n_star_high'], 2)})"
     return text + " (one seed)"
 
 

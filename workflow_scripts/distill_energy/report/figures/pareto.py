@@ -1,4 +1,4 @@
-"""Energy against quality, in three views: one-off, amortised at the real N, marginal."""
+"""Energy against quality, in four views: one-off, amortised at the real N, marginal, campaign."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ SHORT = {
 
 
 def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path) -> None:
-    """Write the Pareto figure. Hollow markers are dominated; points without energy or Q are named below."""
+    """Write the Pareto figure. Hollow markers are dominated; an energy whose Q is unknown stands at the lower edge, and
+    points without energy are named below."""
     plt = style.pyplot()
-    drawn = [r for r in summary if r["q"] is not None and any(r[f"e_{v}_kwh"] is not None for v in VIEWS)]
+    drawn = [r for r in summary if any(r[f"e_{v}_kwh"] is not None for v in VIEWS)]
     if not drawn:
-        reasons = sorted({r["q_reason"] or r["e_reason"] or "unknown" for r in summary}) or ["there is no run"]
-        style.nothing(f"No point has both an energy and a quality: {'; '.join(reasons)}", pdf, png)
+        reasons = sorted({r["e_reason"] or "unknown" for r in summary}) or ["there is no run"]
+        style.nothing(f"No point has an energy: {'; '.join(reasons)}", pdf, png)
         return
     families = list(dict.fromkeys((r["q_reference"], r["dataset"]) for r in drawn))
     if len(families) > 1 and len({f[0] for f in families}) == 1:
@@ -64,8 +65,18 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path)
         )
         if view == "oneoff" or (len(families) == 1 and view == "amortised"):
             axes.set_ylabel("Quality Q (1 = the teacher)")
-    for axes, (labels, lines) in placing.items():  # the limits are final now
-        style.place_labels(axes, labels, lines=lines, size=7.5 if len(families) == 1 else 6.5)
+    edges = {}
+    for (family, view), axes in panels.items():
+        rows = [r for r in drawn if (r["q_reference"], r["dataset"]) == family and r["q"] is None]
+        if rows and family not in edges:  # its views share their y
+            low, high = axes.get_ylim()
+            edges[family] = (low - 0.12 * (high - low), low)
+            axes.set_ylim(edges[family][0], high)
+        if rows:
+            brief = len(families) > 1 or view != "oneoff"
+            placing[axes][0].extend(_edge(axes, view, rows, edges[family], factor, every, brief))
+    for axes, (labels, lines, points) in placing.items():  # the limits are final now
+        style.place_labels(axes, labels, lines=lines, points=points, size=7.5 if len(families) == 1 else 6.5)
     _legend(figure, every, place)
     more = (
         f"The first {MOST_FAMILIES} of {len(families)} data sets and teachers." if len(families) > MOST_FAMILIES else ""
@@ -100,10 +111,14 @@ def _layout(plt, families):
     return figure, panels, top + 0.6 / height
 
 
-def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: bool) -> tuple[list, list]:
-    """Draw one view; returns the labels to place and the lines that they should not cross."""
+def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: bool) -> tuple[list, list, list]:
+    """Draw one view; returns the labels to place, and the lines and markers that they should not cover."""
     labels, lines = [], []
-    points = [r for r in rows if r[f"e_{view}_kwh"] is not None]
+    energies = [r for r in rows if r[f"e_{view}_kwh"] is not None]
+    points = [r for r in energies if r["q"] is not None]
+    if not energies:
+        axes.text(0.5, 0.5, "no energy is known", transform=axes.transAxes, ha="center", color="#777777")
+        axes.set_xticks([])
     for row in points:
         colour, marker = style.pipeline_style(row["pipeline"], every)
         x, y = row[f"e_{view}_kwh"] * factor, row["q"]
@@ -117,6 +132,8 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
             continue
         if yerr:
             lines.append([(x, y - yerr[0][0]), (x, y + yerr[1][0])])
+        if xerr:
+            lines.append([(x - xerr[0][0], y), (x + xerr[1][0], y)])
         if xerr or yerr:
             axes.errorbar(
                 x, y, yerr, xerr, fmt="none", ecolor=colour, elinewidth=0.8, capsize=1.5, alpha=0.45, zorder=2
@@ -130,7 +147,7 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
         lines.append(corners)
         axes.step(*zip(*front, strict=True), where="post", color="#777777", lw=0.9, ls=(0, (4, 2)), zorder=1)
     axes.grid(color="#e8e8e8", lw=0.5)
-    values = [r[f"e_{view}_kwh"] * factor for r in points]
+    values = [r[f"e_{view}_kwh"] * factor for r in energies]
     if values and min(values) > 0 and max(values) / min(values) > 30:
         axes.set_xscale("log")
     else:
@@ -141,7 +158,38 @@ def _panel(axes, view: str, rows, shown: set[str], factor: float, every, brief: 
         ordered = sorted(labels)
         labels = [ordered[round(i * (len(ordered) - 1) / (MOST_LABELS - 1))] for i in range(MOST_LABELS)]
         lines = []
-    return labels, lines
+    markers = [(r[f"e_{view}_kwh"] * factor, r["q"]) for r in points]
+    return _shared(labels) if brief else labels, lines, markers
+
+
+def _edge(
+    axes, view: str, rows, strip: tuple[float, float], factor: float, every, brief: bool
+) -> list[tuple[float, float, str, Any]]:
+    """Draw the energies whose Q is unknown in a strip below all others; returns their labels."""
+    known = [r for r in rows if r[f"e_{view}_kwh"] is not None]
+    axes.axhline(strip[1], color="#999999", lw=0.6, ls=":", zorder=1)
+    at = (0.99, strip[1])
+    style_ = {"fontsize": 6.5, "ha": "right", "va": "top", "color": "#777777"}
+    axes.annotate("Q unknown", at, (0, -2), ("axes fraction", "data"), "offset points", **style_)
+    labels = []
+    for row in known:
+        colour, marker = style.pipeline_style(row["pipeline"], every)
+        x, y = row[f"e_{view}_kwh"] * factor, sum(strip) / 2
+        axes.plot(x, y, marker, ms=5.5, mfc="white", mec=colour, mew=1, zorder=4)
+        labels.append((x, y, _text(row, brief), style.darker(colour)))
+    return labels
+
+
+def _shared(labels) -> list[tuple[float, float, str, Any]]:
+    """One label, at the rightmost of the points that would bear the same: the marker shows the pipeline."""
+    found: dict[str, list] = {}
+    for label in labels:
+        found.setdefault(label[2], []).append(label)
+    result = []
+    for text, same in found.items():
+        x, y, _, colour = max(same)
+        result.append((x, y, text, colour if len(same) == 1 else "#333333"))
+    return result
 
 
 def _text(row, brief: bool = False) -> str:
@@ -186,10 +234,12 @@ def _notes(figure, summary, more: str) -> None:
         notes.append("Small points: other settings of a sweep.")
     elif len(summary) > MOST_BARS:
         notes.append("Small points: dominated.")
-    missing = [r for r in summary if r["q"] is None or r["e_oneoff_kwh"] is None]
-    if len(missing) > 12:
-        notes.append(f"Not shown: {len(missing)} more, named in the tables.")
-    for row in missing if len(missing) <= 12 else ():
-        why = row["q_reason"] if row["q"] is None else row["e_reason"]
-        notes.append(f"Not shown: {row['label']} ({why}).")
+    for where, why, missing in (
+        ("Q unknown, at the lower edge", "q_reason", [r for r in summary if r["q"] is None]),
+        ("Not shown", "e_reason", [r for r in summary if r["e_oneoff_kwh"] is None and r["q"] is not None]),
+    ):
+        if len(missing) > 12:
+            notes.append(f"{where}: {len(missing)}, named in the tables.")
+        for row in missing if len(missing) <= 12 else ():
+            notes.append(f"{where}: {row['label']} ({row[why]}).")
     style.footnote(figure, " ".join(notes))

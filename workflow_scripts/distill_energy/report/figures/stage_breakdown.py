@@ -105,8 +105,8 @@ def _legend(axes, rows) -> None:
     axes.legend(
         handles=handles,
         loc="lower center",
-        bbox_to_anchor=(0.42, 1.0),
-        ncol=min(len(handles), 4),
-        columnspacing=1.4,
+        bbox_to_anchor=(0.4, 1.0),
+        ncol=len(handles) if len(handles) <= 5 else 4,
+        columnspacing=1.2,
         handlelength=1.4,
     )

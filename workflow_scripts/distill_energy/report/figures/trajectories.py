@@ -69,6 +69,17 @@ def _panels(rows) -> dict[str, list[tuple[Mapping[str, Any], Trajectory]]]:
     return dict(sorted(panels.items(), key=lambda item: item[1][0][1].joules[-1]))
 
 
+def final_losses(rows) -> dict[str, dict[str, float]]:
+    """Student → pipeline → the last loss of its runs, their mean."""
+    found = {}
+    for student, runs in _panels(rows).items():
+        last: dict[str, list[float]] = {}
+        for row, trajectory in runs:
+            last.setdefault(row["pipeline"], []).append(trajectory.losses[-1])
+        found[student] = {pipeline: math.fsum(values) / len(values) for pipeline, values in last.items()}
+    return found
+
+
 def _legend(figure, every) -> None:
     handles = []
     for pipeline in every:
