@@ -12,6 +12,7 @@ sys.path.insert(0, str(SCRIPTS))
 from distill_energy.answer.experiments import register  # noqa: E402
 from distill_energy.config import parse_config  # noqa: E402
 from distill_energy.config.load import read_yaml  # noqa: E402
+from distill_energy.energy import worker  # noqa: E402
 from distill_energy.energy.co2 import co2e  # noqa: E402
 from distill_energy.errors import UserError  # noqa: E402
 from distill_energy.plan import build_plan  # noqa: E402
@@ -58,6 +59,9 @@ ENVIRONMENT = f"../envs/{os.environ.get('DISTILL_ENERGY_ENV', 'cpu')}.yaml"
 ANSWER = (
     f"results/experiments/{settings.experiment}" if settings.experiment else "results"
 )
+
+if settings.warm_worker and workflow.is_main_process:
+    os.environ[worker.OWNER] = worker.owned_by(os.getpid(), ANSWER)
 
 TEACHER_ROOT = local_root(settings.teacher_store)
 

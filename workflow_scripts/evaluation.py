@@ -1,6 +1,5 @@
 """Rule evaluation: see ``distill_energy.evaluate.stage``."""
 
-from distill_energy.evaluate.stage import main
 from distill_energy.stage import run_stage
 
-run_stage(snakemake, main)  # noqa: F821
+run_stage(snakemake)  # noqa: F821

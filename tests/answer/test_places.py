@@ -42,6 +42,8 @@ def ledgers(draw):
     preruns = [("prerun", "host", f"p{i}") for i in range(draw(st.integers(0, 3)))]
     for key in preruns:
         rows.append(row(key, draw(joules), current=draw(st.booleans())))
+    for number in range(draw(st.integers(0, 2))):
+        rows.append(row(("prerun", "worker", f"w{number}"), draw(joules)))
     artifacts = [("teacher_logits", "t", f"a{i}") for i in range(draw(st.integers(0, 3)))]
     for key in artifacts:
         total = draw(joules)
@@ -152,6 +154,20 @@ def test_ten_preruns_are_shared_and_not_counted_ten_times(demo_root, tmp_path):
     (_, before, _), (_, after, _) = answer([demo_root]), answer([root])
     grown = group(after, "SFT 6-layer")["e_amortised_kwh"] - group(before, "SFT 6-layer")["e_amortised_kwh"]
     assert grown * 3.6e6 == pytest.approx(9 * 150 / 18)
+
+
+def test_the_starts_of_warm_processes_are_shared_by_all_runs_whatever_the_configuration_lists(demo_root, tmp_path):
+    import shutil
+
+    root = tmp_path / "results"
+    shutil.copytree(demo_root, root)
+    rows, _, _ = answer([root])
+    current = [(r["stage"], r["name"], r["version"]) for r in rows]
+    for number in range(2):
+        factory.stage(root, ("prerun", "worker", factory.short("worker", number)), 90.0)
+    before, after = (summary_of(judge([folder], current=current)[0]) for folder in (demo_root, root))
+    grown = {r["label"]: r["e_amortised_kwh"] for r in after}
+    assert [(grown[r["label"]] - r["e_amortised_kwh"]) * 3.6e6 for r in before] == pytest.approx([2 * 90 / 18] * 9)
 
 
 def test_executions_of_different_classes_are_not_compared(demo_root, tmp_path):

@@ -21,6 +21,7 @@ ROOMS = (
     ("data",),
     ("kd",),
     ("stage",),
+    ("warm",),
     ("prerun",),
     ("teacher",),
     ("train",),

@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .energy import worker
 from .errors import UserError
 from .plan.spec import StageSpec
 from .store import atomic
@@ -35,12 +38,43 @@ class StageContext:
     log: Callable[[str], None]
 
 
-def run_stage(job: Any, main: Callable[[StageContext], dict | None]) -> None:
-    """Entry of a rule's script: ``job`` is Snakemake's ``snakemake`` object with the spec among its params."""
+def run_stage(job: Any) -> None:
+    """Entry of a rule's script: ``job`` is Snakemake's ``snakemake`` object with the spec among its params.
+
+    Runs in a warm process where the workflow has one (``warm_worker``), else here.
+    """
     let_threads_sleep()
-    spec = StageSpec.from_json(job.params.spec)
-    with logged(job, f"{spec.stage}/{spec.name}"):
-        execute(spec, main)
+    work = {"spec": dict(job.params.spec), "log": job.log[0] if job.log else None}
+    start = {"energy": work["spec"]["energy"], "began": time.time()}
+    status = worker.call(f"{__name__}:run_job", work, start)
+    if status is None:
+        run_job(**work)
+    elif status:
+        sys.exit(status)
+
+
+def run_job(spec: dict[str, Any], log: str | None) -> None:
+    """Do a stage's work in this process and commit its artifact; ends the process with status 1 where it fails."""
+    what = StageSpec.from_json(spec)
+    with logged_to(log, f"{what.stage}/{what.name}"):
+        execute(what, import_module(f"{__package__}.{module_of(what)}").main)
+
+
+#: Stage → the module whose ``main(ctx)`` does its work.
+MAIN = {
+    "prerun": "prerun",
+    "teacher_logits": "teacher.logits",
+    "teacher_generation": "teacher.generation",
+    "student_training": "train.stage",
+    "evaluation": "evaluate.stage",
+}
+
+
+def module_of(spec: StageSpec) -> str:
+    """The module that does a stage's work."""
+    if spec.stage == "preprocess":
+        return "data.stage" if "dataset" in spec.params else "models.stage"
+    return MAIN[spec.stage]
 
 
 def let_threads_sleep() -> None:
@@ -54,14 +88,19 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def logged(job: Any) -> contextlib.AbstractContextManager[Callable[[str], None]]:
+    """What a script prints also goes to its rule's log: see ``logged_to``."""
+    return logged_to(job.log[0] if job.log else None, job.rule)
+
+
 @contextlib.contextmanager
-def logged(job: Any, name: str | None = None) -> Iterator[Callable[[str], None]]:
-    """Copy a script's stderr to its rule's log; a UserError ends it in one line, anything else with its traceback."""
-    with _logging(job.log[0] if job.log else None):
+def logged_to(path: str | None, name: str) -> Iterator[Callable[[str], None]]:
+    """Copy stderr to a file; a UserError ends the process in one line, anything else with its traceback."""
+    with _logging(path):
         try:
             yield _say
         except UserError as error:
-            print(f"error: {name or job.rule}: {error}", file=sys.stderr, flush=True)
+            print(f"error: {name}: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
         except Exception:
             traceback.print_exc()

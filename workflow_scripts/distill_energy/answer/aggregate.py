@@ -101,9 +101,9 @@ def read_options(path: str | Path) -> dict[str, Any]:
 
 def reopened(folders: Sequence[Path], every: bool = False) -> tuple[list[Path], dict[str, Any]]:
     """(roots, keyword arguments) with which ``judge`` gives the answer that lies in the first of ``folders`` again:
-    those of its last aggregate, or none with ``every``. An experiment's folder stands for its results folder."""
+    those of its last aggregate, or none with ``every``. An experiment's folder stands for its results folder too."""
     used = {} if every else read_options(folders[0] / "ledger.parquet")
-    own = [results_of(folder) for folder in folders]
+    own = [root for folder in folders for root in dict.fromkeys([results_of(folder), folder])]
     roots = [*own, *(Path(r) for r in used.get("roots", ()) if Path(r).is_dir() and Path(r) not in own)]
     given = {key: used.get(key) for key in ("current", "config")}
     return roots, {**given, "plan_labels": used.get("labels"), "others": used.get("others", ())}
@@ -173,13 +173,14 @@ def main(
 ) -> None:
     """Write ``out["ledger"]``, ``out["summary"]``, ``out["csv"]`` and, if asked for, ``out["places"]``.
 
-    From the sidecars under ``results_root`` and ``roots`` (such as a teacher store; of a URL its mirror, brought up to
-    date). ``config`` is the validated configuration as a plain mapping.
+    From the sidecars under ``results_root``, the answer's own folder and ``roots`` (such as a teacher store; of a URL
+    its mirror, brought up to date). ``config`` is the validated configuration as a plain mapping.
     """
     roots = [synced(root, results_root) if is_remote(str(root)) else root for root in roots]
-    others = listed_elsewhere(Path(out["ledger"]).parent, lambda folder: read_options(folder / "ledger.parquet"))
+    own = Path(out["ledger"]).parent  # its warm processes were measured there
+    others = listed_elsewhere(own, lambda folder: read_options(folder / "ledger.parquet"))
     found, problems = judge(
-        [results_root, *roots], current=current, config=config, plan_labels=plan_labels, others=others
+        [results_root, own, *roots], current=current, config=config, plan_labels=plan_labels, others=others
     )
     rows, summary = list(found.rows), summary_of(found)
     for problem in problems:

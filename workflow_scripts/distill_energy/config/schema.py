@@ -93,6 +93,11 @@ class Config(Section):
         description="name of the study: its answer lies in results/experiments/NAME, artifacts are shared by version; "
         "null: the answer lies in results/ itself",
     )
+    warm_worker: bool = Field(
+        False,
+        description="stages on this host run in forked copies of one process that has loaded the libraries, measured "
+        "as `prerun/worker`; for studies of many short stages",
+    )
     energy: EnergyConfig = Field(default_factory=EnergyConfig)
     prerun: Prerun = Field(default_factory=Prerun)
     models: dict[str, Model]

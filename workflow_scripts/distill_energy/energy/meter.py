@@ -103,7 +103,7 @@ class Meter:
         self._board = Board.create()
         ready = self._start_sampler()
         estimated = any(d["kind"] == "codecarbon" and d["component"] == "cpu" for d in ready["ready"])
-        self._source = "estimated" if estimated else "measured"
+        self._source: Source = "estimated" if estimated else "measured"
         gpus = [device["device"] for device in ready["ready"] if device["component"] == "gpu"]
         if gpus and self.config.exclusive:
             try:
@@ -187,6 +187,11 @@ class Meter:
         return ready
 
     # -- what a stage calls
+
+    @property
+    def estimated(self) -> bool:
+        """Whether CodeCarbon's model stands in for a counter of the CPU."""
+        return self._source == "estimated"
 
     def add_tokens(self, kind: str, n: int) -> None:
         """Count ``n`` tokens of ``kind`` (processed, loss, generated, padding). Kept even if the stage is killed."""

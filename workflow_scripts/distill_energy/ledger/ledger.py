@@ -22,7 +22,7 @@ from ..store.artifact import lacking
 from ..store.sidecar import SIDECAR_NAME, parse
 from .graph import TEACHER, Key, Provenance
 from .outside import orphans, registered
-from .rows import OUTSIDE, Problem, artifact_folders, check, key_of, row_of, schema
+from .rows import OUTSIDE, Problem, artifact_folders, check, is_worker, key_of, row_of, schema
 
 
 def _same_record(one: dict, other: dict) -> bool:
@@ -120,7 +120,8 @@ def mark_current(rows: list[dict[str, Any]], current: Sequence[Sequence[str]] | 
     if current is not None:
         wanted = {tuple(item) for item in current}
         for row in rows:
-            row["current"] = row["status"] not in OUTSIDE and (row["stage"], row["name"], row["version"]) in wanted
+            listed = key_of(row) in wanted or is_worker(row)
+            row["current"] = row["status"] not in OUTSIDE and listed
         present = {(r["stage"], r["name"], r["version"]) for r in rows if r["current"] and r["status"] != "orphan"}
         return [
             Problem("/".join(key), "missing", f"{'/'.join(key)}: planned, but it has no accepted sidecar")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from .graph import Key, Provenance
-from .rows import counts, key_of
+from .rows import counts, is_worker, key_of
 
 PLACES = ("own", "shared", "selection", "abandoned", "wasted")
 SHARED = "shared"
@@ -28,7 +28,7 @@ def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]
     """Artifact → the training runs that needed it: by provenance, and for the two that decide no content by rule.
 
     The teacher's evaluation is Q's reference for every current run of that teacher, and of teachers that have none. A
-    current prerun that no provenance names is every current run's.
+    current prerun that no provenance names is every current run's; a warm process (``prerun/worker``) served them all.
     """
     accepted = [r for r in rows if r["status"] in ("ok", "consumes_missing")]
     trainings = [r for r in accepted if r["stage"] == "student_training"]
@@ -50,6 +50,8 @@ def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]
             elif row["role"] == "teacher":
                 scaled = (r for r in current if r["teacher"] == row["teacher"] or r["teacher"] not in evaluated)
                 found[key].update(key_of(r) for r in scaled if row["current"])
+        elif is_worker(row):
+            found[key].update(key_of(r) for r in current)
         elif row["stage"] == "prerun" and row["current"] and key not in named:
             served = {run for prerun in named for run in found[prerun]}
             found[key].update(key_of(r) for r in current if key_of(r) not in served)

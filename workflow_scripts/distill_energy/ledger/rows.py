@@ -109,6 +109,11 @@ def counts(row: Mapping[str, Any]) -> bool:
     return row["status"] not in OUTSIDE or "made_again" in row["flags"]
 
 
+def is_worker(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a start of a warm process, which no configuration lists: it is of every one."""
+    return row["stage"] == "prerun" and row["name"] == "worker"
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something wrong with a record, named. ``rejected``: it has no row; else its row carries the flag ``kind``."""

@@ -10,24 +10,8 @@ from ..config.load import load_config
 from ..errors import UserError
 from ..plan import build_plan
 from ..plan.spec import StageSpec
-from ..stage import execute, let_threads_sleep
+from ..stage import execute, let_threads_sleep, module_of
 from ..store.sidecar import SIDECAR_NAME, STAGES
-
-#: Stage → the module whose ``main(ctx)`` does its work.
-MAIN = {
-    "prerun": "prerun",
-    "teacher_logits": "teacher.logits",
-    "teacher_generation": "teacher.generation",
-    "student_training": "train.stage",
-    "evaluation": "evaluate.stage",
-}
-
-
-def module_of(spec: StageSpec) -> str:
-    """The module that does a stage's work."""
-    if spec.stage == "preprocess":
-        return "data.stage" if "dataset" in spec.params else "models.stage"
-    return MAIN[spec.stage]
 
 
 def find(folder: Path, config: Path) -> StageSpec:

@@ -1,8 +1,8 @@
 """CodeCarbon's estimate of a process tree, in a process of its own.
 
 CodeCarbon reads a table of CPUs with pandas (140 MB, 1.5 s), which neither the sampler nor the stage should carry.
-Run as ``python -m distill_energy.energy.sensors.codecarbon_worker PID SECONDS``; a line in, a line out: ``{"t",
-"cpu_j", "ram_j"}``. ``ready`` is said once before. It ends at end-of-file.
+Run as ``python -m distill_energy.energy.sensors.codecarbon_worker PID SECONDS``, or by a warm process; a line in, a
+line out: ``{"t", "cpu_j", "ram_j"}``. ``ready`` is said once before. It ends at end-of-file.
 
 CodeCarbon sees a process only while it lives, so that a command which starts many short ones seems to cost nothing.
 ``check_j`` is the same model (TDP × CPU time / CPUs) over the CPU time that the kernel kept, ended children included.
@@ -27,14 +27,17 @@ KWH = 3.6e6  # J
 CHECK_S = 10.0
 
 
-def make_tracker(pid: int, seconds: float) -> Any:
-    """A started tracker of ``pid`` and its children. Writes no file, asks no network, prints nothing."""
+def look_at_hardware() -> None:
+    """What CodeCarbon finds out about the machine (1.4 s), kept for later trackers of this process and its forks."""
+    _new_tracker(1.0)._ensure_hardware_ready()
+
+
+def _new_tracker(seconds: float) -> Any:
     for name in [key for key in os.environ if key.startswith("CODECARBON_")]:
         del os.environ[name]  # a user's settings must not turn outputs on, or pue away from 1
-    import psutil
     from codecarbon import OfflineEmissionsTracker
 
-    tracker = OfflineEmissionsTracker(
+    return OfflineEmissionsTracker(
         country_iso_code="FRA",
         tracking_mode="process",
         measure_power_secs=seconds,
@@ -46,6 +49,13 @@ def make_tracker(pid: int, seconds: float) -> Any:
         force_mode_cpu_load=True,
         pue=1.0,
     )
+
+
+def make_tracker(pid: int, seconds: float) -> Any:
+    """A started tracker of ``pid`` and its children. Writes no file, asks no network, prints nothing."""
+    import psutil
+
+    tracker = _new_tracker(seconds)
     tracker._ensure_hardware_ready()
     kinds = {type(part).__name__: part for part in tracker._hardware}
     cpu = kinds["CPU"]
@@ -60,12 +70,12 @@ def make_tracker(pid: int, seconds: float) -> Any:
     return tracker
 
 
-def main() -> None:
+def main(pid: int, seconds: float) -> None:
+    """Answer on standard output what standard input asks, until ``stop`` or its end."""
     import signal
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pid, seconds = int(sys.argv[1]), float(sys.argv[2])
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever CodeCarbon prints
     # CodeCarbon reads .codecarbon.config in the working folder and at home
@@ -121,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]), float(sys.argv[2]))

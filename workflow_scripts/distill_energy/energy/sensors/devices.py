@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from .. import worker
 from . import rapl
 from .nvml import GpuReader, driver_shows_gpu, open_gpus
 
@@ -57,13 +60,11 @@ class CodeCarbonProcess:
     """Pipe to the worker that runs CodeCarbon; ``poll`` keeps the newest line."""
 
     def __init__(self, pid: int, seconds: float, timeout_s: float = 60.0) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "distill_energy.energy.sensors.codecarbon_worker", str(pid), str(seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self.fd = self.process.stdout.fileno()
+        asked, self.asks = os.pipe()
+        self.fd, answers = os.pipe()
+        self._end = _start(pid, seconds, asked, answers)
+        os.close(asked)
+        os.close(answers)
         os.set_blocking(self.fd, False)
         self.buffer = b""
         self.latest: dict[str, Any] | None = None
@@ -90,8 +91,7 @@ class CodeCarbonProcess:
 
     def _ask(self, command: str) -> bool:
         try:
-            self.process.stdin.write(command.encode() + b"\n")
-            self.process.stdin.flush()
+            os.write(self.asks, command.encode() + b"\n")
             return True
         except OSError:
             self.problem = self.problem or "CodeCarbon's process ended early"
@@ -114,8 +114,23 @@ class CodeCarbonProcess:
         return self.latest
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self._end()
+        os.close(self.asks)
+        os.close(self.fd)
+
+
+def _start(pid: int, seconds: float, asked: int, answers: int) -> Callable[[], Any]:
+    """Run CodeCarbon's worker, in a child of the warm process where there is one. Returns what kills it."""
+    module = "distill_energy.energy.sensors.codecarbon_worker"
+    with open(os.devnull, "wb") as nothing:
+        if (connection := worker.connect()) is not None:
+            with contextlib.suppress(OSError):
+                streams = [asked, answers, nothing.fileno()]
+                job = worker.Job(connection, f"{module}:main", {"pid": pid, "seconds": seconds}, streams)
+                return lambda: (job.send(signal.SIGKILL), job.wait())
+        command = [sys.executable, "-P", "-m", module, str(pid), str(seconds)]
+        process = subprocess.Popen(command, stdin=asked, stdout=answers, stderr=nothing)
+    return lambda: (process.kill(), process.wait())
 
 
 class CodeCarbonPart:
