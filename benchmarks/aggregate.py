@@ -30,7 +30,7 @@ print(json.dumps({"seconds": round(time.perf_counter() - start, 2),
 
 def generate(root: Path, count: int, seeds: int = 2, items: int = 150) -> int:
     """Write about ``count`` sidecars: students × three pipelines × ``seeds``, each trained and evaluated."""
-    sys.path.insert(0, str(REPO / "tests" / "accounting"))
+    sys.path.insert(0, str(REPO / "tests" / "answer"))
     import factory
 
     from distill_energy.store import atomic

@@ -232,3 +232,25 @@ def test_q_by_benchmark_flags_what_is_below_the_baseline():
 
 def test_q_by_benchmark_stands_in_the_page(html):
     assert "<h3>Q by benchmark</h3>" in html.read_text()
+
+
+def test_an_artifact_made_twice_is_in_every_total(demo_root, tmp_path):
+    """Page, stages, places: one sum, the second making in it and wasted."""
+    import factory
+
+    from distill_energy.answer.aggregate import judge
+    from distill_energy.report.sentences import energy
+
+    store = tmp_path / "store"
+    key = ("teacher_logits", f"{factory.TEACHER}-{factory.DATASET}", factory.short("teacher_logits"))
+    factory.stage(store, key, 3_600_000.0, start_utc="2026-11-25T00:00:00Z")
+    (once, _), (twice, _) = judge([demo_root], config=CONFIG), judge([demo_root, store], config=CONFIG)
+    spent, before = (sum(p["joules"] for p in found.places) for found in (twice, once))
+    assert spent == pytest.approx(before + 3.6e6)
+    shown = {name: value for name, value, _ in page.numbers(twice.rows, [])}
+    assert shown["Energy spent in all"] == energy(spent / 3.6e6)
+    wasted = sum(p["joules"] for p in twice.places if p["place"] == "wasted")
+    assert f"{page.percent(wasted / spent)} was wasted" in page.shares(twice.rows)
+    stage = {row["stage"]: row for row in page.stage_table(twice.rows, energy)}["teacher_logits"]
+    assert stage["count"] == 2
+    assert stage["energy"] == energy((1300.0 + 3.6e6) / 3.6e6)

@@ -20,7 +20,7 @@ from ..answer.breakeven import whole_reuses
 from ..answer.labels import pipeline_name
 from ..answer.summary import FRONTS
 from ..energy.host import code_digest
-from ..ledger.rows import OUTSIDE, Problem
+from ..ledger.rows import Problem, counts
 from ..store.atomic import write_text
 from . import dag
 from .findings import findings
@@ -212,7 +212,7 @@ def by_benchmark(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
 def numbers(rows: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """(name, value, note) of four numbers: all that was spent, its CO2e, what the cheapest way to distil has cost
     against the baseline, and the chance that its artifact has paid."""
-    counted = [r for r in rows if r["status"] not in OUTSIDE]
+    counted = [r for r in rows if counts(r)]
     known = [r["total_j"] for r in counted if r["total_j"] is not None]
     unknown = len(counted) - len(known)
     sources = " and ".join(sorted({r["source"] for r in counted if r["source"]})) or "unknown"
@@ -243,11 +243,13 @@ def numbers(rows: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, An
 
 def shares(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much of all energy the idle host drew and attempts wasted, in a sentence."""
-    counted = [r for r in rows if r["status"] not in OUTSIDE and r["total_j"] is not None]
+    counted = [r for r in rows if counts(r) and r["total_j"] is not None]
     spent = math.fsum(r["total_j"] for r in counted)
     texts = []
     for column, words in (("idle_j", "drawn by the idle host"), ("wasted_j", "wasted by failed, killed and preempted")):
-        values = [r[column] for r in counted]
+        # What was made a second time was made for nothing, whatever its own record says of it.
+        again = column == "wasted_j"
+        values = [r["total_j"] if again and r["status"] == "duplicate" else r[column] for r in counted]
         share = percent(math.fsum(values) / spent) if spent and None not in values else "an unknown share"
         texts.append(f"{share} was {words}" + (" attempts" if column == "wasted_j" else ""))
     return f"Of all energy {' and '.join(texts)}."
@@ -262,7 +264,7 @@ CITE = (
 
 def provenance(rows: Sequence[Mapping[str, Any]], config: str | None) -> list[tuple[str, str]]:
     """(what, value): when, by which code and from which configuration the page's records were made."""
-    counted = [r for r in rows if r["status"] not in OUTSIDE]
+    counted = [r for r in rows if counts(r)]
     started = sorted(r["started_utc"] for r in counted if r["started_utc"])
     ended = sorted(r["created_utc"] for r in counted if r["created_utc"])
     found = []
@@ -332,7 +334,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]], told: Callable[[float | None]
     """Measurement quality and totals by stage."""
     by_stage: dict[str, list] = defaultdict(list)
     for row in rows:
-        if row["status"] not in OUTSIDE:
+        if counts(row):
             by_stage[row["stage"]].append(row)
     table = []
     for stage, members in by_stage.items():
