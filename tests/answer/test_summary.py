@@ -166,3 +166,15 @@ def test_grams_follow_the_grid_that_is_configured_now(demo_root):
     assert answers["own"][0]["co2e_oneoff_g"] == pytest.approx(kwh * 150)
     assert answers["world"][0]["co2e_oneoff_g"] == pytest.approx(kwh * 475)
     assert "world average" in answers["world"][1]["grid_source"]
+
+
+def test_an_artifacts_balance_is_judged_once_however_many_students_share_it(demo_root, monkeypatch):
+    """Once for each row, over all rows, made the answer of 10,000 records take a minute."""
+    from distill_energy.answer import summary
+
+    asked, judged = [], summary.balance
+    monkeypatch.setattr(summary, "balance", lambda *a, **k: asked.append(1) or judged(*a, **k))
+    rows = answer([demo_root])[1]
+    assert len(asked) == 2  # the cache and the generation
+    assert len({r["balance_kwh"] for r in rows if r["pipeline"] == "kd"}) == 1
+    assert all(r["balance_kwh"] is None for r in rows if r["is_baseline"])

@@ -11,16 +11,16 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..ledger.graph import TEACHER
+from ..ledger.graph import TEACHER, Key
 from ..ledger.ledger import provenance
 from ..ledger.places import allocate, consumers
 from ..ledger.rows import key_of
 from . import inference, pareto, quality, trajectory
 from .breakeven import JOULES_PER_KWH, BreakEven, n_star, t_star
-from .campaign import artifact_of, balance, campaign
+from .campaign import Balance, artifact_of, balance, campaign
 from .groups import (
     Group,
     Teacher,
@@ -55,6 +55,14 @@ class Study:
     families: dict[tuple, list[Row]]
     places: list[dict[str, Any]]
     spent: dict[tuple, float | None]  # family → its campaign
+    accepted: dict[Key, Row]
+    consumers: dict[Key, list[Group]]  # teacher artifact → the groups kept that consumed it
+    balances: dict[tuple, dict[str, Any]] = field(default_factory=dict)  # of artifacts, as they are first asked for
+
+    def sharing(self, artifact: Sequence[Key]) -> list[Group]:
+        """The kept groups that consumed one of these artifacts."""
+        found = {group.name: group for key in artifact for group in self.consumers.get(key, ())}
+        return list(found.values())
 
 
 def kwh(joules: float | None) -> float | None:
@@ -87,7 +95,12 @@ def study(rows: Sequence[Row], options: Options | None = None) -> Study:
     share_out(runs, kept)
     places = allocate(rows, kept, source)
     spent = campaign(rows, places, consumers(rows, source))
-    return Study(rows, options, groups, teachers, _families(rows), places, spent)
+    accepted = {key_of(r): r for r in rows if r["status"] in ("ok", "consumes_missing")}
+    by_artifact: dict[Key, list[Group]] = defaultdict(list)
+    for group in groups.values():
+        for key in artifact_of(group) if group.kept else ():
+            by_artifact[key].append(group)
+    return Study(rows, options, groups, teachers, _families(rows), places, spent, accepted, by_artifact)
 
 
 def summarise(rows: Sequence[Row], options: Options | None = None) -> list[dict[str, Any]]:
@@ -277,7 +290,7 @@ def _quality(group: Group) -> dict[str, Any]:
 def _reuse(group: Group, found: Study) -> dict[str, Any]:
     """N, the runs that consumed the artifact, and kept, the distinct student × data set among the kept ones."""
     artifact = artifact_of(group)
-    kept = [g for g in found.groups.values() if g.kept and set(artifact_of(g)) & set(artifact)]
+    kept = found.sharing(artifact)
     return {
         "n_reuse": min((r.reuse for r in group.runs if r.reuse is not None), default=None),
         "n_kept": len({(g.first["student"], g.first["dataset"]) for g in kept}) if artifact else None,
@@ -357,30 +370,35 @@ def _n_star_flops(group: Group, base: Group | None) -> dict[str, Any]:
 
 
 def _balance(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
-    """What the group's artifact has brought so far over all of its kept consumers (see ``campaign.balance``)."""
-    names = ("balance", "balance_low", "balance_high", "balance_cost", "balance_saved")
-    empty = dict.fromkeys((*(f"{n}_kwh" for n in names), "p_pays", "excess_so_far", "more_reuses"))
+    """What the group's artifact has brought so far over all of its kept consumers (see ``campaign.balance``).
+
+    It is the artifact's, so that it is judged once for all the groups of a class that share it.
+    """
     artifact = artifact_of(group)
     if not artifact or base is group:
-        return empty
-    arms, selection, members = [], 0.0, []
-    for other in found.groups.values():
-        if set(artifact_of(other)) & set(artifact) and other.kept:
-            against = baseline_of(other, found.groups, found.options)
-            if against is None or incomparable(other, against):
-                return empty
-            arms.append((against.students_j(), other.students_j()))
-            members.append((other, against))
-    for other, against in members:
+        return _balance_columns(None)
+    key = (artifact, group.spread)
+    if key not in found.balances:
+        found.balances[key] = _balance_columns(_artifact_balance(artifact, group, found))
+    return found.balances[key]
+
+
+def _artifact_balance(artifact: Sequence[Key], group: Group, found: Study) -> Balance | None:
+    """None where an energy is unknown, or a consumer has no baseline of its class."""
+    arms, selection = [], 0.0
+    for other in found.sharing(artifact):
+        against = baseline_of(other, found.groups, found.options)
+        if against is None or incomparable(other, against):
+            return None
+        arms.append((against.students_j(), other.students_j()))
         spent = [_selection(g, found) for g in (other, against)]
         if None in spent:
-            return empty
+            return None
         selection += spent[0] - spent[1]
-    accepted = {key_of(r): r for r in found.rows if r["status"] in ("ok", "consumes_missing")}
-    teacher = [accepted[k]["total_j"] if k in accepted else None for k in artifact]
+    teacher = [found.accepted[k]["total_j"] if k in found.accepted else None for k in artifact]
     if None in teacher or not arms or any(v is None for pair in arms for side in pair for v in side):
-        return empty
-    result = balance(
+        return None
+    return balance(
         math.fsum(teacher),
         selection,
         arms,
@@ -388,12 +406,15 @@ def _balance(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
         spread=group.spread,
         confidence=found.options.confidence,
     )
+
+
+def _balance_columns(result: Balance | None) -> dict[str, Any]:
+    names = ("balance", "balance_low", "balance_high", "balance_cost", "balance_saved")
+    if result is None:
+        return dict.fromkeys((*(f"{n}_kwh" for n in names), "p_pays", "excess_so_far", "more_reuses"))
+    values = (result.value, result.low, result.high, result.cost, result.saved)
     return {
-        "balance_kwh": kwh(result.value),
-        "balance_low_kwh": kwh(result.low),
-        "balance_high_kwh": kwh(result.high),
-        "balance_cost_kwh": kwh(result.cost),
-        "balance_saved_kwh": kwh(result.saved),
+        **{f"{name}_kwh": kwh(value) for name, value in zip(names, values, strict=True)},
         "p_pays": result.probability,
         "excess_so_far": -result.value / result.baseline if result.baseline else None,
         "more_reuses": result.more,
