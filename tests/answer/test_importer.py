@@ -9,7 +9,8 @@ import pytest
 from distill_energy.__main__ import main
 from distill_energy.answer.aggregate import answer
 from distill_energy.errors import UserError
-from distill_energy.published.importer import import_runs, integrate, read_power_log
+from distill_energy.published.importer import import_runs
+from distill_energy.published.power_log import integrate, read_power_log
 from distill_energy.store.sidecar import read
 
 T0 = 1_769_378_000.0
@@ -53,14 +54,14 @@ def test_trapezoids_with_held_edges_are_exact_for_constant_and_linear_power():
 
 
 def test_a_campaign_of_the_harness_gives_n_star(tmp_path):
-    """11 / (6.3 − 5.2) kWh, in watts over an hour, from logs alone."""
+    """11 / (6.3 − 5.2) kWh, in watts over ten hours, from logs alone."""
     runs = [
-        write_stage(tmp_path, "cache_32b", "kd_logit_caching", 11_000.0, 3600.0, interval=60),
-        write_stage(tmp_path, "sft_32b_to_1b", "student_train", 6_300.0, 3600.0, interval=60),
-        write_stage(tmp_path, "kd_32b_to_1b", "student_train", 5_200.0, 3600.0, interval=60),
+        write_stage(tmp_path, "cache_32b", "kd_logit_caching", 1100.0, 36_000.0, interval=600),
+        write_stage(tmp_path, "sft_32b_to_1b", "student_train", 630.0, 36_000.0, interval=600),
+        write_stage(tmp_path, "kd_32b_to_1b", "student_train", 520.0, 36_000.0, interval=600),
     ]
     out = tmp_path / "results"
-    folders = import_runs(runs, out, teacher="32b")
+    folders = import_runs(runs, out, teacher="32b").folders
     assert len(folders) == 3
     _, summary, problems = answer([out])
     assert problems == []
@@ -75,7 +76,7 @@ def test_a_campaign_of_the_harness_gives_n_star(tmp_path):
 
 def test_what_was_not_recorded_is_unknown_and_said(tmp_path):
     run = write_stage(tmp_path, "kd_32b_to_1b", "prerun_burn_in", 300.0)
-    sidecar = read(import_runs([run], tmp_path / "out")[0] / "energy.json")
+    sidecar = read(import_runs([run], tmp_path / "out").folders[0] / "energy.json")
     gpu, cpu, dram = sidecar.energy.components
     assert gpu.gross_j == pytest.approx(18_000)
     assert gpu.crosscheck_j == pytest.approx(18_000)
@@ -91,7 +92,7 @@ def test_what_was_not_recorded_is_unknown_and_said(tmp_path):
 
 def test_a_dead_poller_is_flagged_with_its_coverage(tmp_path):
     run = write_stage(tmp_path, "kd_32b_to_1b", "burn_in", 100.0, seconds=600.0, gap=(10, 600))
-    sidecar = read(import_runs([run], tmp_path / "out")[0] / "energy.json")
+    sidecar = read(import_runs([run], tmp_path / "out").folders[0] / "energy.json")
     assert "gap" in sidecar.quality.flags
     assert sidecar.quality.largest_gap_s == pytest.approx(590, abs=1)
     assert sidecar.quality.coverage == pytest.approx(10 / 600, abs=0.002)
@@ -102,7 +103,7 @@ def test_codecarbons_cpu_value_is_an_estimate_and_rapls_is_measured(tmp_path):
     same = write_stage(tmp_path, "a", "burn_in", 100.0, cpu_energy_joules=kwh * 3.6e6, codecarbon_cpu_energy_kwh=kwh)
     other = write_stage(tmp_path, "b", "burn_in", 100.0, cpu_energy_joules=5000.0, codecarbon_cpu_energy_kwh=kwh)
     cpus = [
-        read(import_runs([r], tmp_path / f"o{i}")[0] / "energy.json").energy.components[1]
+        read(import_runs([r], tmp_path / f"o{i}").folders[0] / "energy.json").energy.components[1]
         for i, r in enumerate((same, other))
     ]
     assert [c.source for c in cpus] == ["estimated", "measured"]
@@ -112,13 +113,14 @@ def test_codecarbons_cpu_value_is_an_estimate_and_rapls_is_measured(tmp_path):
 def test_the_trace_of_a_real_h100_integrates_to_its_known_joules(tmp_path, reference_data):
     """1,665 s of KD training, 0.5 s polling, two gaps above 1 s, the largest 7.6 s."""
     source = reference_data / "h100_traces" / "kd_32b_to_13b_power.csv"
-    readings, gpus = read_power_log(source)
+    log = read_power_log(source)
+    readings, gpus = log.readings, log.gpus
     assert gpus == ("gpu_0_power_w",)
     start, end = readings[0][0], readings[-1][0]
     assert integrate([(t, w[0]) for t, w in readings], start, end) == pytest.approx(782_035, abs=1)
     run = write_stage(tmp_path, "kd_32b_to_13b", "burn_in", 1.0, start_time=start, end_time=end, said=782_035.0)
     shutil.copy(source, run / "stages" / "burn_in" / "power_log.csv")
-    sidecar = read(import_runs([run], tmp_path / "out")[0] / "energy.json")
+    sidecar = read(import_runs([run], tmp_path / "out").folders[0] / "energy.json")
     assert sidecar.quality.largest_gap_s == pytest.approx(7.6, abs=0.05)
     assert sidecar.quality.interval_reached_s == pytest.approx(0.5, abs=0.01)
     assert math.isclose(sidecar.energy.gross_j, 782_035, rel_tol=1e-5)
@@ -136,7 +138,7 @@ def test_bad_logs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"power_log.csv: line 2: watts are finite and not negative"):
         import_runs([run], tmp_path / "out")
     log.write_text(text + "17693")  # torn last line: left out
-    assert import_runs([run], tmp_path / "out")
+    assert import_runs([run], tmp_path / "out").folders
     log.write_text("time,watts\n1,2\n")
     with pytest.raises(UserError, match="expected columns"):
         import_runs([run], tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from ..store.atomic import write_parquet, write_text
 from ..store.sidecar import (
+    ATTEMPT_NAME,
     SIDECAR_NAME,
     Attempt,
     Co2e,
@@ -17,6 +19,7 @@ from ..store.sidecar import (
     Consumed,
     Energy,
     Hardware,
+    Outcome,
     PerToken,
     Quality,
     Sidecar,
@@ -28,6 +31,35 @@ from ..store.sidecar import (
 from .graph import Key
 
 EPOCH = "1970-01-01T00:00:00Z"  # where the source gives no time
+
+
+def make_attempt(
+    components: Sequence[Component],
+    *,
+    host: str,
+    wall_s: float | None = None,
+    start_utc: str = EPOCH,
+    end_utc: str | None = None,
+    outcome: Outcome = "completed",
+    reason: str | None = None,
+    quality: Quality | None = None,
+    tokens: Tokens | None = None,
+) -> Attempt:
+    """An attempt that somebody else measured, with the given components (joules)."""
+    return Attempt(
+        id="imported",
+        host=host,
+        start_utc=start_utc,
+        end_utc=end_utc,
+        start_mono_s=0.0,
+        end_mono_s=wall_s,
+        wall_s=wall_s,
+        outcome=outcome,
+        reason=reason,
+        components=list(components),
+        quality=quality or Quality(),
+        tokens=tokens or Tokens(),
+    )
 
 
 def make_sidecar(
@@ -57,18 +89,8 @@ def make_sidecar(
     idle = sum(c.idle_j for c in counted) if counted and all(c.idle_j is not None for c in counted) else None
     hardware = hardware or Hardware(host="unknown")
     tokens = tokens or Tokens()
-    attempt = Attempt(
-        id="imported",
-        host=hardware.host,
-        start_utc=start_utc,
-        end_utc=end_utc,
-        start_mono_s=0.0,
-        end_mono_s=wall_s,
-        wall_s=wall_s,
-        outcome="completed",
-        components=parts,
-        quality=quality or Quality(),
-        tokens=tokens,
+    attempt = make_attempt(
+        parts, host=hardware.host, wall_s=wall_s, start_utc=start_utc, end_utc=end_utc, quality=quality, tokens=tokens
     )
     return Sidecar(
         stage=key[0],
@@ -104,6 +126,14 @@ def write_sidecar(root: Path, sidecar: Sidecar) -> Path:
     """Write ``energy.json`` into its folder under ``root``; returns the folder."""
     folder = Path(root) / sidecar.stage / sidecar.name / sidecar.version
     write_text(folder / SIDECAR_NAME, dump(sidecar))
+    return folder
+
+
+def write_attempt(root: Path, key: Key, attempt: Attempt, labels: Mapping[str, Any]) -> Path:
+    """Write an attempt that led to no artifact, with what it was meant for; returns its folder."""
+    folder = Path(root).joinpath("attempts", *key, attempt.id)
+    record = {"labels": dict(labels), "attempt": attempt.model_dump(mode="json")}
+    write_text(folder / ATTEMPT_NAME, json.dumps(record, indent=1) + "\n")
     return folder
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..energy import attempts_of
 from ..errors import UserError
-from ..store.sidecar import Attempt, read, total, wall_seconds
+from ..store.sidecar import ATTEMPT_NAME, Attempt, read, total, wall_seconds
 from ..store.teacher_store import consumers
 from .graph import Key
 from .rows import (
@@ -26,8 +27,14 @@ from .rows import (
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
-    """The attempts journalled in ``attempts/<stage>/<name>/<version>/``."""
-    return list(attempts_of(folder))
+    """The attempts journalled in ``attempts/<stage>/<name>/<version>/``, and those that others measured."""
+    recorded = [Attempt.model_validate(found["attempt"]) for found in _recorded(folder)]
+    return sorted([*attempts_of(folder), *recorded], key=lambda attempt: attempt.start_utc)
+
+
+def _recorded(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob(f"*/{ATTEMPT_NAME}"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def orphans(
@@ -57,7 +64,8 @@ def orphans(
         if all(a.outcome == "running" for a in attempts):
             yield None, Problem(str(folder), "running", f"{name}: an attempt is still running and is not counted yet")
             continue
-        row = _orphan_row(key, attempts, str(folder), labels.get(name, {}))
+        meant = labels.get(name) or next((found["labels"] for found in _recorded(folder)), {})
+        row = _orphan_row(key, attempts, str(folder), meant)
         outcomes = ", ".join(sorted({a.outcome for a in attempts}))
         unknown = f"an unknown energy ({row['unknown_reason']})"
         spent = unknown if row["total_j"] is None else f"{row['total_j']:.0f} J"

@@ -93,8 +93,10 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     importer.add_argument("--stage", choices=STAGES, help="the kind of stage, where its name does not tell")
     for label in ("pipeline", "teacher", "student"):
         importer.add_argument(f"--{label}", help=f"the {label}, where the names do not tell")
-    importer.add_argument("--dataset", default="imported")
-    importer.add_argument("--seed", type=int, default=0)
+    importer.add_argument("--dataset", help="the data set, where no configuration tells")
+    importer.add_argument("--seed", type=int)
+    text = "let trainings in whose teacher artifact was not logged; their totals are then unknown"
+    importer.add_argument("--missing-teacher", action="store_true", help=text)
     importer.set_defaults(run=run_import)
 
     forecast = commands.add_parser("forecast", help="energy, time, storage and CO2e of a configuration, before it runs")
@@ -224,11 +226,22 @@ def run_preflight(options: argparse.Namespace) -> int:
 def run_import(options: argparse.Namespace) -> int:
     """Import and print a line a stage."""
     labels = {key: getattr(options, key) for key in ("stage", "pipeline", "teacher", "student", "dataset", "seed")}
-    for folder in import_runs(options.runs, options.out, **labels):
+    found = import_runs(options.runs, options.out, **labels, missing_teacher=options.missing_teacher)
+    for folder in found.folders:
         sidecar = read(folder / "energy.json")
-        spent = sidecar.energy.gross_j
+        spent, source = sidecar.energy.gross_j, sidecar.energy.source
         flags = f" [{', '.join(sidecar.quality.flags)}]" if sidecar.quality.flags else ""
-        print(f"{folder}: {energy(None if spent is None else spent / 3.6e6)}, {sidecar.energy.source}{flags}")
+        print(f"{folder}: {energy(None if spent is None else spent / 3.6e6)}, {source}{flags}")
+        for note in sidecar.quality.notes:
+            print(f"    {note}")
+    for folder, joules in found.killed:
+        print(f"{folder}: {energy(None if joules is None else joules / 3.6e6)}, a killed attempt: wasted")
+    for item in found.left:
+        spent = "" if item.joules is None else f" ({energy(item.joules / 3.6e6)})"
+        print(f"left out: {item.path}{spent}: {item.why}")
+    lost = sum(item.joules or 0.0 for item in found.left)
+    what = f"{len(found.folders)} stages and {len(found.killed)} killed attempts imported"
+    print(f"{what}; {len(found.left)} records left out, {energy(lost / 3.6e6) if lost else 'no joules'} among them")
     return 0
 
 

@@ -20,6 +20,7 @@ from ..errors import UserError
 SCHEMA_VERSION = 1
 SIDECAR_NAME = "energy.json"
 POWER_NAME = "power.parquet"
+ATTEMPT_NAME = "attempt.json"  # of an attempt that others measured and that led to no artifact
 
 Source = Literal["measured", "estimated", "unavailable"]
 Outcome = Literal["completed", "failed", "killed", "preempted", "running"]
