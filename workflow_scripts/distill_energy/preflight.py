@@ -31,6 +31,7 @@ from .data.hub import read_rows
 from .errors import UserError
 from .evaluate.judges import OPENAI_API
 from .forecast.forecast import plan_forecast
+from .forecast.memory import training_bytes, weight_bytes
 from .kd.cache.checks import check_vocabulary
 from .ledger.carbon import read_series
 from .models.fingerprint import template_hash, tokenizer_hash
@@ -48,8 +49,6 @@ from .store.sidecar import SIDECAR_NAME
 ROWS = 3
 #: Parameters of the largest one-layer copy that is drawn at random to ask a model for its logits.
 PROBE_PARAMETERS = 400_000_000
-#: Bytes of a parameter and its gradient in training, by precision; AdamW's two moments take as much again.
-TRAINING_BYTES = {"bf16_autocast": 8, "fp32": 8, "bf16": 4, "bf16_stochastic": 4}
 
 
 @dataclass
@@ -434,14 +433,9 @@ def check_memory(node: StageSpec, model: Candidate | None, available: tuple[int,
         return
     training = node.params["training"]
     precision = training["precision"]
-    each = TRAINING_BYTES[precision]
-    if training.get("lora"):
-        each /= 2  # the frozen weights alone
-    elif training["optimizer"] == "adamw":
-        each *= 2
     split = training.get("sharding") == "full"
     shares = (training.get("processes") or 1) * (training.get("nodes") or 1) if split else 1
-    needs, (size, where) = model.parameters * each / shares, available or memory()
+    needs, (size, where) = model.parameters * training_bytes(training) / shares, available or memory()
     if needs > size:
         raise UserError(
             f"training it with {training['optimizer']} and precision {precision} takes at least {needs / 1e9:.1f} GB, "
@@ -457,7 +451,7 @@ def _check_teacher_memory(found: Found, plan: Plan, models: Mapping[str, Candida
         model = models.get(node.labels["teacher"])
         if model is None:
             continue
-        needs = model.parameters * (4 if node.params["dtype"] == "float32" else 2)
+        needs = model.parameters * weight_bytes(node.params["dtype"])
         line = f"model {model.name}: its weights take {needs / 1e9:.1f} GB, {where} has {count * size / 1e9:.1f}"
         if needs > size * count and line not in found.wrong:
             found.wrong.append(line)

@@ -10,6 +10,21 @@ from pydantic import Field, model_validator
 from .base import Section
 
 
+class Shape(Section):
+    """What a transformer's weights measure, where there are none: rates need no more. Never part of a version."""
+
+    model_type: str = Field(description="as transformers names the architecture, such as olmo2, llama, qwen3")
+    hidden_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int | None = Field(None, gt=0, description="null: as many as attention heads")
+    head_dim: int | None = Field(None, gt=0, description="null: hidden_size / num_attention_heads")
+    vocab_size: int = Field(gt=0)
+    max_position_embeddings: int = Field(4096, gt=0)
+    tie_word_embeddings: bool = False
+
+
 class HubModel(Section):
     """A model of the Hugging Face hub, by id and revision."""
 
@@ -17,6 +32,7 @@ class HubModel(Section):
     id: str
     revision: str | None = None
     parameters: int | None = Field(None, gt=0, description="for the forecast only")
+    shape: Shape | None = Field(None, description="for forecast and rates only; null: as its config.json says")
     tokenizer: str | None = Field(
         None, description="hub id or folder of another tokenizer, for a base model whose own has no chat template"
     )
@@ -28,6 +44,7 @@ class FolderModel(Section):
     source: Literal["folder"]
     path: str
     parameters: int | None = Field(None, gt=0, description="for the forecast only")
+    shape: Shape | None = Field(None, description="for forecast and rates only; null: as its config.json says")
     tokenizer: str | None = Field(
         None, description="hub id or folder of another tokenizer, for a base model whose own has no chat template"
     )

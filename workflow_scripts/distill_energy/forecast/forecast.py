@@ -1,15 +1,16 @@
 """Forecast before spending: energy, time, storage and CO2e of a plan, with intervals, from FLOPs × efficiency.
 
-Three grounds, best first: earlier executions of the same stage and model (J a token), the host's calibration (FLOP/s
-and W of a matrix product) and a named hardware preset. Uncertainties are drawn in logarithms; what is shared by all
-stages (how well this host does a kind of work) is drawn once for all, so that totals are not too sure of themselves.
+Four grounds, best first: earlier executions of the same stage and model (J a token), rates measured for its shape
+(``rates``), the host's calibration (FLOP/s and W of a matrix product) and a named hardware preset. Uncertainties are
+drawn in logarithms; what is shared by all stages (how well this host does a kind of work) is drawn once for all, so
+that totals are not too sure of themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from ..errors import UserError
 from ..ledger.graph import TEACHER
 from ..plan import build_plan
 from ..store.sidecar import STAGES
-from .workload import Range, Sizes, Workload, workload
+from .cases import data_key
+from .rates import Measured, Rates
+from .workload import Range, Sizes, Term, Workload, workload
 
 #: Share of the machine's matrix-product rate that a kind of work reaches.
 UTILISATION: dict[str, Range] = {
@@ -33,6 +36,10 @@ UTILISATION: dict[str, Range] = {
 }
 POWER: Range = (0.55, 0.85, 1.05)  # mean power over a stage as a share of the power under a matrix product
 IDLE_SHARE: Range = (0.15, 0.35, 0.7)  # the same while loading
+DRIFT, ANOTHER = 0.06, 0.04  # of a measured rate (in logarithms), shared by all rates and each one's own
+EACH: Range = (0.85, 1.0, 1.3)  # what an execution adds, of what was measured: caches of the disk, cold or warm
+LARGE = 1e9  # parameters from which reading the weights counts
+DISK: Range = (3e8, 1e9, 3e9)  # bytes/s at which weights are read, which a trial with random ones does not
 #: Savings of the student's training energy by distilling, as published (1B and 13B): used where nothing is measured.
 PUBLISHED_SAVING: dict[str, Range] = {"teacher_logits": (0.09, 0.13, 0.18), "teacher_generation": (0.13, 0.14, 0.16)}
 
@@ -150,9 +157,90 @@ class _Host:
         self.loading = self.watts * _draw(self.rng, IDLE_SHARE, draws)
         self.guess = self.rng.random(draws)  # lengths and early stopping: a wrong guess is wrong for all stages
         self.fixed = self.rng.random(draws)
+        self.drift = np.exp(DRIFT * self.rng.standard_normal(draws))  # another hour, other neighbours
+        self._noise: dict[tuple, Any] = {}
+
+    def noise(self, key: tuple, sd: float):
+        """A factor for all executions that one rate speaks for: they are wrong together."""
+        if key not in self._noise:
+            self._noise[key] = np.exp(sd * self.rng.standard_normal(self.draws))
+        return self.drift * self._noise[key]
 
 
-def _stage_draws(work: Workload, host: _Host, rates: Mapping[tuple, Rate]):
+def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str]):
+    """(joules, seconds, source) of a stage by rates that were measured for it; None where none speaks for it."""
+    labels = work.labels
+    parameters = work.terms[0].parameters if work.terms else None
+    kind, dataset = labels.get("pipeline_kind"), data.get(labels.get("dataset"))
+    model = labels.get("model") if work.stage == "preprocess" else work.model
+    found = rates.find(work.stage, model, parameters, labels.get("pipeline"), kind, dataset)
+    if found is None:
+        return None
+    case = (work.stage, model, labels.get("pipeline"), dataset)
+    joules, seconds = _added(work, host, found, case)
+    lacking = 0
+
+    def do(term: Term):
+        nonlocal lacking
+        row = found.kinds.get(term.kind)
+        if row is None or row["j_per_token"] is None:
+            lacking += 1
+            busy = _draw(host.rng, term.flops, host.draws, host.guess) / host.rate[term.kind]
+            return busy * host.watts, busy
+        noise = host.noise((*case, term.kind), math.hypot(found.log_sd(term.kind), ANOTHER))
+        tokens = _draw(host.rng, term.computed or term.tokens, host.draws, host.guess) * noise
+        return tokens * row["j_per_token"], tokens / row["tok_s"]
+
+    parts = work.parts or {"": (work.terms, (0.0, 0.0, 0.0))}
+    whole = set(found.facts.get("benchmarks") or ()) if "benchmarks" in found.kinds else set()
+    if whole & set(parts):
+        row, noise = found.kinds["benchmarks"], host.noise((*case, "benchmarks"), ANOTHER)
+        joules, seconds = joules + row["joules"] * noise, seconds + row["seconds"] * noise
+    power = [row["watts"] for row in found.kinds.values() if row["watts"] and row["tok_s"]]
+    for name, (terms, extra) in parts.items():
+        if name in whole:
+            continue
+        for term in terms:
+            spent, took = do(term)
+            joules, seconds = joules + spent, seconds + took
+        if extra[2] > 0:
+            row = found.kinds.get(name)
+            mean = row["watts"] if row is not None else math.fsum(power) / len(power) if power else None
+            took = _draw(host.rng, _timed(extra), host.draws, host.fixed)
+            joules = joules + took * (host.watts if mean is None else mean * host.drift)
+            seconds = seconds + took
+    return joules, seconds, f"{rates.name}" + (", in part FLOPs" if lacking else "")
+
+
+def _timed(extra: Range) -> Range:
+    """Seconds of work that is repeated until a stated time has passed: the last pass ends after it."""
+    return (extra[0], extra[0] * 1.15, extra[0] * 1.5) if 0 < extra[0] < extra[1] else extra
+
+
+def _added(work: Workload, host: _Host, found: Measured, case: tuple):
+    """(joules, seconds) that an execution adds to its tokens."""
+    if found.each is None:
+        fixed = _draw(host.rng, work.seconds, host.draws, host.fixed)
+        return fixed * host.loading, fixed
+    share = _draw(host.rng, EACH, host.draws, host.fixed) * host.noise((*case, "each"), ANOTHER)
+    facts = found.facts
+    if facts.get("rows_of_stage"):
+        share = share * facts["rows_of_stage"] / facts["rows"]
+    joules, seconds = found.each["joules"] * share, found.each["seconds"] * share
+    parameters = work.terms[0].parameters if work.terms else 0.0
+    if parameters > LARGE and found.each["watts"]:
+        reading = 2.0 * parameters / _draw(host.rng, DISK, host.draws)
+        joules, seconds = joules + reading * found.each["watts"], seconds + reading
+    return joules, seconds
+
+
+def _stage_draws(
+    work: Workload,
+    host: _Host,
+    rates: Mapping[tuple, Rate],
+    measured: Rates | None = None,
+    data: Mapping[str, str] | None = None,
+):
     """(joules, seconds, bytes, source) of a stage, the first three as arrays of draws."""
     size = _draw(host.rng, work.bytes, host.draws, host.guess) if work.bytes[2] > 0 else np.zeros(host.draws)
     rate = rates.get(_rate_key(work.stage, work.labels.get("pipeline"), work.model))
@@ -163,6 +251,8 @@ def _stage_draws(work: Workload, host: _Host, rates: Mapping[tuple, Rate]):
         if rate.bytes:
             size = np.full(host.draws, rate.bytes)
         return tokens * rate.joules * noise, seconds, size, f"{rate.n} earlier executions"
+    if measured is not None and (rated := _rated(work, host, measured, data or {})) is not None:
+        return rated[0], rated[1], size, rated[2]
     fixed = _draw(host.rng, work.seconds, host.draws, host.fixed)
     busy = np.zeros(host.draws)
     for term in work.terms:
@@ -193,6 +283,8 @@ def forecast(
     *,
     earlier: Sequence[Mapping[str, Any]] | None = None,
     done: Sequence[Mapping[str, Any]] | None = None,
+    measured_rates: Rates | None = None,
+    data: Mapping[str, str] | None = None,
     baseline: str = "sft",
     pue: float = 1.0,
     intensity_g_per_kwh: float | None = None,
@@ -202,7 +294,8 @@ def forecast(
 ) -> Forecast:
     """Forecast of planned executions.
 
-    ``earlier``: rows of an earlier ledger whose rates replace the FLOPs where stage and model agree. ``done``: rows of
+    ``earlier``: rows of an earlier ledger whose rates replace the FLOPs where stage and model agree; next come
+    ``measured_rates`` (``data``: data set → its name there). ``done``: rows of
     this plan's own ledger, put beside the forecast as measured. Intervals hold ``confidence`` of the draws; energies in
     kWh, times in s (one execution after the other), sizes in bytes, CO2e in g.
     """
@@ -210,13 +303,15 @@ def forecast(
     rates = earlier_rates(earlier) if earlier else {}
     measured = {(r["stage"], r["name"], r["version"]): r for r in done or () if r["status"] == "ok"}
     joules: dict[tuple, Any] = {}
-    executions, unknown = [], []
+    executions, unknown, by_rate = [], [], set()
     groups: dict[str, list] = defaultdict(list)
     for work in works:
         if work.unknown:
             unknown.append(f"{work.stage}/{work.name}: {work.unknown}")
             continue
-        energy, seconds, size, source = _stage_draws(work, host, rates)
+        energy, seconds, size, source = _stage_draws(work, host, rates, measured_rates, data)
+        if measured_rates is not None and source == measured_rates.name:
+            by_rate.add(work.key)
         joules[work.key] = energy
         real = measured.get(work.key)
         groups[work.stage].append((energy, seconds, size, real))
@@ -244,9 +339,14 @@ def forecast(
     every = [member for members in groups.values() for member in members]
     if every:
         stages.append(_stage_row("total", every, confidence, pue, intensity_g_per_kwh, sum(lacking.values())))
-    return Forecast(
-        stages, _break_even(works, joules, rates, host, baseline, confidence), executions, basis.source, unknown
-    )
+    source = basis.source
+    if measured_rates is not None:
+        told = "; ".join(dict.fromkeys(row["source"] for row in executions))
+        source = f"{measured_rates.name} for {len(by_rate)} of {len(executions)} executions" + (
+            f" (others: {told})" if len(by_rate) < len(executions) else ""
+        )
+    breaks = _break_even(works, joules, rates, host, baseline, confidence, by_rate)
+    return Forecast(stages, breaks, executions, source, unknown)
 
 
 def _stage_row(stage, members, confidence, pue, intensity, lacking) -> dict[str, Any]:
@@ -264,7 +364,9 @@ def _stage_row(stage, members, confidence, pue, intensity, lacking) -> dict[str,
     return row
 
 
-def _break_even(works, joules, rates, host: _Host, baseline: str, confidence: float) -> list[dict[str, Any]]:
+def _break_even(
+    works, joules, rates, host: _Host, baseline: str, confidence: float, by_rate: Set[tuple] = frozenset()
+) -> list[dict[str, Any]]:
     """N* by pipeline and student. The saving is that of earlier runs, of the tokens to train on (synthetic data), or,
     since FLOPs give a distilled student no cheaper training on the same tokens, the published one; ``saving`` says."""
     by_arm: dict[tuple, list[Workload]] = defaultdict(list)
@@ -282,16 +384,18 @@ def _break_even(works, joules, rates, host: _Host, baseline: str, confidence: fl
         teacher = sum(joules[t] for t in teachers) / max(len(teachers) / _per_run(members), 1)
         base_energy = sum(joules[m.key] for m in base) / len(base)
         measured = all(_rate_key("student_training", p, student) in rates for p in (pipeline, baseline))
-        if measured:
+        rated = all(m.key in by_rate for m in (*members, *base))
+        if measured or rated:
             saving = base_energy - sum(joules[m.key] for m in members) / len(members)
-            why = "earlier runs"
+            why = "earlier runs" if measured else "measured rates"
         else:
             kind = next(iter(teachers))[0]
             saving = base_energy * _draw(host.rng, PUBLISHED_SAVING[kind], host.draws)
             why = "published savings of {:.0%} to {:.0%}".format(*PUBLISHED_SAVING[kind][::2])
         runs = len(members)
         star = np.where(saving > 0, teacher / np.where(saving > 0, saving, 1.0), np.inf)
-        low, mid, high = (float(v) for v in np.quantile(star, [(1 - confidence) / 2, 0.5, (1 + confidence) / 2]))
+        tails = [(1 - confidence) / 2, 0.5, (1 + confidence) / 2]
+        low, mid, high = (float(v) for v in np.quantile(star, tails, method="inverted_cdf"))
         rows.append(
             {
                 "dataset": dataset,
@@ -323,15 +427,21 @@ def _planned_reuse(works: Sequence[Workload], teachers: set) -> int:
 
 
 def plan_forecast(
-    config: Any, root: str | Path = "results", *, preset_name: str | None = None, earlier=None, done=None
+    config: Any,
+    root: str | Path = "results",
+    *,
+    preset_name: str | None = None,
+    earlier=None,
+    done=None,
+    rates: Rates | None = None,
 ):
     """The forecast of a validated configuration (``Config``): its plan, the best basis at hand, its grid and PUE.
 
-    Without ``preset_name`` the newest calibration under ``root`` is used, else the preset ``h100-80gb`` if the
-    configuration expects an H100, else ``cpu-2-cores``.
+    ``rates``: measured ones, which go before any guess from FLOPs. Without ``preset_name`` the newest calibration under
+    ``root`` is used, else the preset ``h100-80gb`` if the configuration expects an H100, else ``cpu-2-cores``.
     """
     plain = config.model_dump(mode="json")
-    sizes = Sizes(plain, root)
+    sizes = Sizes(plain, root, rates.lengths() if rates else None)
     works = [workload(spec.to_json(), sizes) for spec in build_plan(config, str(root)).nodes.values()]
     basis = choose_basis(plain, root, preset_name)
     intensity = _intensity(plain["energy"])
@@ -340,6 +450,8 @@ def plan_forecast(
         basis,
         earlier=earlier,
         done=done,
+        measured_rates=rates,
+        data={name: data_key(config, name) for name in config.datasets},
         baseline=plain["accounting"]["baseline"],
         pue=plain["energy"].get("pue", 1.0),
         intensity_g_per_kwh=intensity,

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..models.count import parameter_count
+from ..train.budget import GOLD_SHARE, evaluation_rows
 
 Range = tuple[float, float, float]  # low, likely, high
 
@@ -23,6 +24,8 @@ RESPONSE: Range = (0.3, 0.55, 0.85)
 #: Share of ``max_new_tokens`` that a teacher's answer takes, and of ``max_steps`` that early stopping leaves.
 ANSWER: Range = (0.4, 0.75, 1.0)
 STEPS: Range = (0.4, 0.8, 1.0)
+#: Share of ``max_new_tokens`` that a batch in lock step decodes: it runs until its longest answer ends.
+LOCK_STEP: Range = (0.8, 0.97, 1.0)
 #: Bytes of a kept token or a draw of the logit cache, by method (measured, docs/logit_cache.md), and what is kept.
 LOGIT_BYTES = {"topk": 2.5, "head_tail": 2.3, "sampled": 0.8}
 KEPT = {"topk": ("head",), "head_tail": ("head", "tail"), "sampled": ("tail",)}
@@ -45,6 +48,7 @@ class Term:
     kind: str  # train | forward | generate
     parameters: float
     tokens: Range
+    computed: Range | None = None  # with those that a batch decodes after an answer has ended; None: as many
 
     @property
     def flops(self) -> Range:
@@ -64,6 +68,8 @@ class Workload:
     bytes: Range = (0.0, 0.0, 0.0)
     labels: Mapping[str, Any] = field(default_factory=dict)
     consumes: tuple[tuple[str, str, str], ...] = ()
+    #: Of a suite by benchmark, of a prerun by what it does: (terms, seconds).
+    parts: Mapping[str, tuple[tuple[Term, ...], Range]] = field(default_factory=dict)
     unknown: str | None = None  # why it cannot be estimated
 
     @property
@@ -109,10 +115,17 @@ def from_dict(data: Mapping[str, Any]) -> Workload:
 
 
 class Sizes:
-    """Parameter counts of models and lengths of data sets, looked up once."""
+    """Parameter counts of models and lengths of data sets, looked up once. ``known``: data set → tokens of an example
+    and of its response, where they were seen."""
 
-    def __init__(self, config: Mapping[str, Any], root: str | Path = "results") -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        root: str | Path = "results",
+        known: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
         self.config = config
+        self.known = known or {}
         self.root = Path(root)
         self._models: dict[str, float | None] = {}
 
@@ -140,7 +153,7 @@ class Sizes:
     def lengths(self, dataset: str, version: str | None = None) -> tuple[Range, Range]:
         """(tokens of an example, tokens of its response)."""
         config = self.config["datasets"][dataset]
-        found = self._measured(dataset, version)
+        found = self._measured(dataset, version) or self.known.get(dataset)
         if found is not None:
             return ((found[0],) * 3, (found[1],) * 3)
         whole = times(FILL, float(config.get("max_length", 1024)))
@@ -183,7 +196,10 @@ def _with(base: Workload, **changes: Any) -> Workload:
 def _prerun(base: Workload, spec, sizes: Sizes) -> Workload:
     params = spec.get("params", {})
     asked = float(params.get("idle_seconds", 10)) + float(params.get("calibration_seconds", 4))
-    return _with(base, seconds=(asked + 1, asked + 5, asked + 20))
+    parts = {}
+    for kind, key, default in (("idle", "idle_seconds", 10), ("matmul", "calibration_seconds", 4)):
+        parts[kind] = ((), 3 * (float(params.get(key, default)),))
+    return _with(base, seconds=(asked + 1, asked + 5, asked + 20), parts=parts)
 
 
 def _preprocess(base: Workload, spec, sizes: Sizes) -> Workload:
@@ -244,16 +260,25 @@ def _generation(base: Workload, spec, sizes: Sizes) -> Workload:
     whole, response = sizes.lengths(dataset, _data_version(base))
     prompt = tuple(max(w - r, 1.0) for w, r in zip(whole, response, strict=True))
     new = times(ANSWER, float(generation["max_new_tokens"]))
-    start = (20.0, 60.0, 180.0) if generation.get("engine") == "vllm" else base.seconds
+    served = generation.get("engine") == "vllm"
+    start = (20.0, 60.0, 180.0) if served else base.seconds
+    decoded = None if served else times(LOCK_STEP, examples * generation["max_new_tokens"])
     return _with(
         base,
         terms=(
             Term("forward", parameters, times(prompt, examples)),
-            Term("generate", parameters, times(new, examples)),
+            Term("generate", parameters, times(new, examples), decoded),
         ),
         seconds=start,
         bytes=times(times(plus(prompt, new), examples), (2, 4, 8)),
     )
+
+
+def _share_of_steps(training: Mapping[str, Any]) -> Range:
+    """Of ``max_steps``: none is spared before the loss could have failed to fall ``patience`` times."""
+    patience = 2 if training.get("stop_on_two_rises") else training["patience"]
+    first = min((patience + 1) * training["eval_every"] / training["max_steps"], 1.0)
+    return tuple(max(share, first) for share in STEPS)
 
 
 def _training(base: Workload, spec, sizes: Sizes) -> Workload:
@@ -268,15 +293,17 @@ def _training(base: Workload, spec, sizes: Sizes) -> Workload:
         cap = (sizes.config.get("teacher") or {}).get("generation", {}).get("max_new_tokens", 512)
         cap = (spec["labels"].get("hyperparameters") or {}).get("max_new_tokens", cap)
         whole = plus(prompt, times(ANSWER, float(cap)))
-    steps = times(STEPS, float(training["max_steps"]))
+    steps = times(_share_of_steps(training), float(training["max_steps"]))
     tokens = times(times(steps, whole), float(training["batch_size"]))
     evaluations = times(steps, 1.0 / training["eval_every"])
-    validation = float(sizes.config["datasets"][dataset]["n_validation"])
+    validation = float(min(sizes.config["datasets"][dataset]["n_validation"], evaluation_rows(training, GOLD_SHARE)))
     checked = times(times(evaluations, whole), validation)
+    kind = (spec["params"].get("pipeline") or {}).get("kind")
     return _with(
         base,
         terms=(Term("train", parameters, tokens), Term("forward", parameters, checked)),
         bytes=times((2, 3, 4), parameters),
+        labels={**base.labels, "pipeline_kind": kind},
     )
 
 
@@ -288,12 +315,14 @@ def _evaluation(base: Workload, spec, sizes: Sizes) -> Workload:
         return _with(base, unknown=_lacking(model))
     dataset = labels.get("dataset") or next(iter(sizes.config["datasets"]))
     whole = sizes.lengths(dataset, _data_version(base))[0]
-    terms, seconds = [], base.seconds
-    for benchmark in spec["params"]["benchmarks"].values():
+    parts, seconds = {}, base.seconds
+    for name, benchmark in spec["params"]["benchmarks"].items():
         forward, new, extra = benchmark_tokens(benchmark, whole)
-        terms += [Term("forward", parameters, forward), Term("generate", parameters, new)]
+        terms = (Term("forward", parameters, forward), Term("generate", parameters, new))
+        parts[name] = (tuple(t for t in terms if t.tokens[2] > 0), extra)
         seconds = plus(seconds, extra)
-    return _with(base, terms=tuple(t for t in terms if t.tokens[2] > 0), seconds=seconds, bytes=(5e4, 5e5, 5e6))
+    terms = tuple(term for some, _ in parts.values() for term in some)
+    return _with(base, terms=terms, seconds=seconds, bytes=(5e4, 5e5, 5e6), parts=parts)
 
 
 def benchmark_tokens(benchmark: Mapping[str, Any], whole: Range) -> tuple[Range, Range, Range]:

@@ -199,16 +199,20 @@ ENGINES = ("torch", "transformers", "vllm")
 def execution_class(sidecar: Sidecar) -> str | None:
     """What two energies must share to be compared: accelerators (or CPU) and their number, major versions of the
     engines. None where the record names no hardware. What trainings must share beside it is ``method``."""
-    hardware = sidecar.hardware
-    if hardware.gpus:
-        names = sorted(gpu.name or gpu.uuid for gpu in hardware.gpus)
+    return engine_class(sidecar.hardware.model_dump(), sidecar.software.packages)
+
+
+def engine_class(hardware: Mapping[str, Any], packages: Mapping[str, str]) -> str | None:
+    """The execution class of hardware and packages as plain mappings."""
+    if hardware["gpus"]:
+        names = sorted(gpu["name"] or gpu["uuid"] for gpu in hardware["gpus"])
         parts = [f"{names.count(name)}× {name}" for name in dict.fromkeys(names)]
-    elif hardware.cpu:
-        parts = [f"{hardware.cores or '?'}× {hardware.cpu}"]
+    elif hardware["cpu"]:
+        parts = [f"{hardware['cores'] or '?'}× {hardware['cpu']}"]
     else:
         return None
     for name in ENGINES:
-        if version := sidecar.software.packages.get(name):
+        if version := packages.get(name):
             parts.append(f"{name} {str(version).split('.')[0]}")
     return ", ".join(parts)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from .gguf import find_gguf, tensor_sizes
-from .shape import kept_layers, tiny_parameter_count
+from .shape import kept_layers, shape_parameter_count, tiny_parameter_count
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d+)\.")
 
@@ -51,11 +51,15 @@ def parameter_count(spec: dict[str, Any], inputs: dict[str, Path] | None = None)
     inputs = inputs or {}
     if spec.get("parameters"):
         return int(spec["parameters"])
+    if spec.get("shape"):
+        return shape_parameter_count(spec["shape"])
     source = spec["source"]
     if source == "random":
         return tiny_parameter_count(spec)
     if source == "pruned":
         of = spec["of"]
+        if of.get("shape"):
+            return shape_parameter_count({**of["shape"], "num_hidden_layers": spec["layers"]})
         if of["source"] == "random":
             return tiny_parameter_count({**of, "layers": spec["layers"]})
         sizes = _readable(of, inputs)

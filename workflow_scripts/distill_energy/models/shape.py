@@ -29,3 +29,14 @@ def tiny_parameter_count(spec: dict[str, Any]) -> int:
     hidden = spec.get("hidden", 32)
     layer = 4 * hidden * hidden + 3 * hidden * 2 * hidden + 2 * hidden
     return spec.get("vocabulary", 384) * hidden + spec.get("layers", 2) * layer + hidden
+
+
+def shape_parameter_count(shape: dict[str, Any]) -> int:
+    """Parameters of a stated ``shape``: embedding and output layer, and per layer four attention and three MLP
+    matrices. Norms, below 0.01 % of a large model, are left out."""
+    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
+    width = shape.get("head_dim") or hidden // heads
+    keys = shape.get("num_key_value_heads") or heads
+    layer = 2 * hidden * heads * width + 2 * hidden * keys * width + 3 * hidden * shape["intermediate_size"]
+    tables = 1 if shape.get("tie_word_embeddings") else 2
+    return tables * shape["vocab_size"] * hidden + shape["num_hidden_layers"] * layer

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from ..errors import UserError
 from .pruned import prune
 from .quiet import quiet
+from .shaped import config_of, shaped_model
 from .template import freeze
 from .tiny import tiny_config, tiny_model, tiny_tokenizer
 
@@ -93,6 +94,8 @@ def load_model(
     target = default_device() if device in (None, "auto") else device
     if spec["source"] == "random":
         model = cast(tiny_model(spec), torch_dtype)
+    elif spec["source"] == "shaped":
+        model = shaped_model(spec["config"], torch_dtype, target)
     elif spec["source"] == "pruned":
         # Pruned before it is moved, so that the accelerator never holds the layers that go.
         model = load_model(spec["of"], inputs, dtype=dtype, device="cpu" if not spread else "auto")
@@ -115,6 +118,8 @@ def bare_model(spec: dict[str, Any], inputs: dict[str, Path]) -> Any:
     with torch.device("meta"):
         if spec["source"] == "random":
             return AutoModelForCausalLM.from_config(tiny_config(spec))
+        if spec["source"] == "shaped":
+            return AutoModelForCausalLM.from_config(config_of(spec["config"]))
         if spec["source"] == "pruned":
             return prune(bare_model(spec["of"], inputs), spec["layers"], spec.get("keep", "ends"))
         name, kwargs = folder_of(spec, inputs)
@@ -166,7 +171,7 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
     quiet()
     if spec["source"] == "pruned":
         return load_tokenizer(spec["of"], inputs)
-    if spec["source"] == "random":
+    if spec["source"] == "random" or (spec["source"] == "shaped" and not spec.get("tokenizer")):
         return tiny_tokenizer(spec.get("vocabulary", 384))
     if spec.get("tokenizer"):
         name, kwargs = str(Path(spec["tokenizer"]).expanduser()), {"local_files_only": True}
@@ -193,7 +198,7 @@ def declared_stop_ids(spec: dict[str, Any], inputs: dict[str, Path], tokenizer) 
     while spec["source"] == "pruned":
         spec = spec["of"]
     config = None
-    if spec["source"] != "random":
+    if spec["source"] not in ("random", "shaped"):
         name, options = folder_of(spec, inputs)
         with contextlib.suppress(OSError):  # not every model has one
             config = GenerationConfig.from_pretrained(name, **options)

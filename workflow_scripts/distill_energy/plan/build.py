@@ -120,7 +120,7 @@ class _Builder:
         """A model's dict with references resolved (see docs/architecture.md)."""
         if name not in self.model_params:
             model = self.config.models[name]
-            params = model.model_dump(mode="json", exclude={"parameters"})
+            params = model.model_dump(mode="json", exclude={"parameters", "shape"})
             params |= _content(params)
             if isinstance(model, PrunedModel):
                 params["of"] = self.model(model.of)

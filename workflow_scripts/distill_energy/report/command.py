@@ -103,6 +103,7 @@ def build_parser(apart: Iterable[str] = ()) -> argparse.ArgumentParser:
     forecast.add_argument("config", type=Path)
     forecast.add_argument("--results", type=Path, default=Path("results"), help="where a calibration may lie")
     forecast.add_argument("--earlier", type=Path, help="an earlier ledger.parquet, whose rates replace the FLOPs")
+    forecast.add_argument("--rates", help="rates that were measured (rates.parquet, or a shipped one's name)")
     forecast.add_argument("--preset", help="a hardware preset instead of the host's calibration")
     forecast.add_argument("--out", type=Path, help="folder for forecast.pdf, .png and .csv")
     forecast.set_defaults(run=run_forecast)
@@ -253,6 +254,7 @@ def run_forecast(options: argparse.Namespace) -> int:
         options.results,
         preset_name=options.preset,
         earlier=options.earlier,
+        rates=options.rates,
         ledger=ledger if ledger.is_file() else None,
     )
     for line in lines(result):

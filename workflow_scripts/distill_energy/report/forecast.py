@@ -10,6 +10,7 @@ from ..answer.breakeven import whole_reuses
 from ..answer.labels import pipeline_name
 from ..errors import UserError
 from ..forecast.forecast import Forecast, plan_forecast
+from ..forecast.rates import Rates, read_rates
 from .figures import forecast as figure
 from .figures.forecast import _time
 from .sentences import energy
@@ -23,10 +24,10 @@ def make(
     preset_name: str | None = None,
     earlier: str | Path | None = None,
     ledger: str | Path | None = None,
+    rates: str | Path | None = None,
 ) -> Forecast:
     """The forecast of a ``Config``. ``earlier``: a ledger of other runs to learn from; ``ledger``: this run's own, to
-    put
-    beside the forecast (never learnt from)."""
+    put beside the forecast (never learnt from); ``rates``: a file of measured rates, or a preset's name."""
 
     def rows(path: str | Path | None):
         if path is None:
@@ -35,7 +36,8 @@ def make(
             raise UserError(f"{path}: no such ledger")
         return read_ledger(path)[0]
 
-    return plan_forecast(config, root, preset_name=preset_name, earlier=rows(earlier), done=rows(ledger))
+    found = None if rates is None else Rates(read_rates(rates), f"rates {Path(rates).name}")
+    return plan_forecast(config, root, preset_name=preset_name, earlier=rows(earlier), done=rows(ledger), rates=found)
 
 
 def write(result: Forecast, pdf: str | Path, png: str | Path, csv_path: str | Path | None = None) -> None:
