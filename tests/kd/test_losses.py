@@ -64,6 +64,25 @@ def test_ce_is_the_dense_one(chunk_rows):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("t", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_distillation_at_alpha_1_is_cross_entropy_to_the_last_bit(t, autocast):
+    hidden, weight, teacher, labels = problem(31, torch.float32)
+    rows = collate_teacher([cached_rows(teacher, CacheSpec("head_tail", vocab_size=31, head=4, tail=4))])
+    found = []
+    for loss in (
+        lambda h, w: ce_loss(h, w, labels, chunk_rows=7),
+        lambda h, w: kd_loss(h, w, labels, rows, 1.0, t, chunk_rows=7),
+    ):
+        h, w = (x.detach().clone().requires_grad_() for x in (hidden, weight))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = loss(h, w).loss
+        out.backward()
+        found.append((out.detach(), h.grad, w.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("t", [0.7, 1.0, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_kd_on_a_whole_head_is_the_dense_kl(t, alpha):

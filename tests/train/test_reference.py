@@ -58,7 +58,7 @@ def test_bf16_weights_hardly_change(tmp_path, data):
 
 
 def test_last_weights(tmp_path, data):
-    bad = {"learning_rate": 0.5, "max_steps": 6, "eval_every": 2, "warmup_steps": 0, "patience": 99}
+    bad = {"learning_rate": 5.0, "max_steps": 6, "eval_every": 2, "warmup_steps": 0, "patience": 99}
     _, _, best = run(tmp_path / "a", params(**bad), data)
     _, _, last = run(tmp_path / "b", params(reference_faithful={"last_weights": True}, **bad), data)
     a, b = ((c.out / "model" / "model.safetensors").read_bytes() for c in (best, last))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from .ragged import set_sequences
 
 #: Relative difference of states that rounding explains, by dtype; a leak changes them by tenths.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -25,7 +26,9 @@ def leakage(model: Any) -> float:
     training = model.training
     model.eval()
     try:
+        set_sequences(torch.tensor([0, 9], dtype=torch.int32, device=device), 9, 9)
         alone = model.base_model(input_ids=second, position_ids=positions[1], use_cache=False).last_hidden_state
+        set_sequences(torch.tensor([0, 7, 16], dtype=torch.int32, device=device), 9, 16)
         packed = model.base_model(
             input_ids=torch.cat([first, second], 1), position_ids=torch.cat(positions, 1), use_cache=False
         ).last_hidden_state[:, 7:]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 CHUNK_ROWS = 64
@@ -178,6 +180,13 @@ class Teacher:
 
         check_logits(self.model)
 
+    def positions(self, found: list, length: int):
+        """Places [n] in the flattened rows of ``length`` tokens of the positions found in each row."""
+        import numpy as np
+
+        flat = np.concatenate([row * length + positions for row, positions in enumerate(found)])
+        return self._torch.from_numpy(flat.astype(np.int64)).to(self.device)
+
     def hidden(self, sequences: list, inner: bool = False):
         """Last hidden states [b, L, H] of right-padded sequences and, if asked, those of an inner layer, normed.
 
@@ -218,48 +227,95 @@ def make_shard(
     audited = _audited(todo, examples.n_labels, audit_examples)
     # Nothing after the last label's predecessor is needed.
     lengths = {i: int(examples.labels[i][-1]) for i in todo}
-    packed: dict[int, Any] = {}
+    packed: dict[int, Any] = {i: _empty(spec) for i in range(start, stop) if not examples.n_labels[i]}
     kept: list[tuple] = []
-    for i in range(start, stop):
-        if not examples.n_labels[i]:
-            packed[i] = _empty(spec)
     rest = [i for i in todo if i not in audited]
     plain = length_batches(lengths, rest, batch_tokens)
-    for batch, inner in [*((b, False) for b in plain), *(([i], True) for i in sorted(audited))]:
-        hidden, cut = teacher.hidden([examples.tokens[i][: lengths[i]] for i in batch], inner)
-        used = sum(lengths[i] for i in batch)
-        meter.add_tokens("processed", used)
-        meter.add_tokens("padding", len(batch) * lengths[batch[0]] - used)
-        meter.add_tokens("loss", sum(examples.n_labels[i] for i in batch))
-        for row, i in enumerate(batch):
-            before = teacher._torch.from_numpy(examples.labels[i] - 1).to(hidden.device)
-            states = hidden[row].index_select(0, before)
-            packed[i] = encode_example(teacher, spec, examples, i, states)
+    with Packer(spec, examples, teacher.dtype, packed, aside=teacher.device.type == "cuda") as packer:
+        for batch, inner in [*((b, False) for b in plain), *(([i], True) for i in sorted(audited))]:
+            hidden, cut = teacher.hidden([examples.tokens[i][: lengths[i]] for i in batch], inner)
+            used = sum(lengths[i] for i in batch)
+            meter.add_tokens("processed", used)
+            meter.add_tokens("padding", len(batch) * lengths[batch[0]] - used)
+            meter.add_tokens("loss", sum(examples.n_labels[i] for i in batch))
+            before = teacher.positions([examples.labels[i] - 1 for i in batch], hidden.shape[1])
+            states = hidden.flatten(0, 1).index_select(0, before)
+            packer.add(batch, encode_batch(teacher, spec, examples, batch, states))
             if inner:
-                kept.append((states, cut[row].index_select(0, before.to(cut.device)), packed[i]))
+                kept.append((states, cut.flatten(0, 1).index_select(0, before.to(cut.device)), batch[0]))
     rows = [packed[i] for i in range(start, stop)]
-    return rows, [_audit(teacher, spec, kept)] if kept else []
+    return rows, [_audit(teacher, spec, [(one, other, packed[i]) for one, other, i in kept])] if kept else []
 
 
-def encode_example(teacher: Teacher, spec, examples: Examples, i: int, states):
-    """Packed rows of example i from the hidden states [n, H] that predict its labels."""
+def encode_batch(teacher: Teacher, spec, examples: Examples, batch: list[int], states) -> Any:
+    """Encoded rows of a batch's examples, in order, from the hidden states [n, H] that predict their labels.
+
+    Where the teacher is on a GPU they are still there, or on their way (see ``OnDevice``).
+    """
     import numpy as np
 
-    from ..errors import UserError
-    from ..kd.cache.codec import pack
-    from ..kd.cache.encode import concatenate, encode_rows, uniforms
+    from ..kd.cache.encode import OnDevice, encode_chunk, rows_at_a_time, uniforms
 
-    u = uniforms(spec.seed, examples.ids[i], len(states))
-    labels = teacher._torch.from_numpy(examples.tokens[i][examples.labels[i]].astype(np.int64))
+    torch = teacher._torch
+    device = teacher._weight.device
+    u = np.concatenate([uniforms(spec.seed, examples.ids[i], examples.n_labels[i]) for i in batch])
+    labels = np.concatenate([examples.tokens[i][examples.labels[i]] for i in batch]).astype(np.int64)
+    u, labels = torch.from_numpy(u.astype(np.float32)).to(device), torch.from_numpy(labels).to(device)
+    small = rows_at_a_time(teacher._weight, teacher.vocabulary)
+    large = max(CHUNK_ROWS, small)  # the product wants many rows; on a CPU the passes over its result want few
     parts = []
-    for at in range(0, len(states), CHUNK_ROWS):
-        chunk = slice(at, at + CHUNK_ROWS)
-        logits = teacher.logits(states[chunk])
-        parts.append(encode_rows(logits, spec, u[chunk], labels[chunk].to(logits.device)))
-    rows = concatenate(parts)
-    if not np.isfinite(rows.stats["loss"]).all():
-        raise UserError(f"teacher: its loss on example {examples.ids[i]!r} is not finite (dtype {teacher.dtype}?)")
-    return pack(rows, spec)
+    for at in range(0, len(states), large):
+        logits = teacher.logits(states[at : at + large])
+        for start in range(0, len(logits), small):
+            rows = slice(start, start + small)
+            chosen = slice(at + start, at + start + len(logits[rows]))
+            parts.append(encode_chunk(logits[rows], spec, u[chosen], labels[chosen]))
+    return OnDevice(parts)
+
+
+class Packer:
+    """Cuts encoded batches into examples and packs them, ``aside`` in a thread of its own, at most two batches behind.
+
+    The packed rows are put into ``packed`` by example; leaving the block waits for all of them.
+    """
+
+    def __init__(self, spec, examples: Examples, dtype: Any, packed: dict[int, Any], aside: bool) -> None:
+        self.spec, self.examples, self.dtype, self.packed = spec, examples, dtype, packed
+        self.pool = ThreadPoolExecutor(1) if aside else None
+        self.waiting: deque = deque()
+
+    def __enter__(self) -> Packer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=error[0] is not None)
+        while self.waiting and error[0] is None:
+            self.waiting.popleft().result()
+
+    def add(self, batch: list[int], encoded: Any) -> None:
+        """Raises UserError where the teacher's loss on an example, perhaps an earlier one, is not finite."""
+        if self.pool is None:
+            self._pack(batch, encoded)
+            return
+        self.waiting.append(self.pool.submit(self._pack, batch, encoded))
+        if len(self.waiting) > 2:
+            self.waiting.popleft().result()
+
+    def _pack(self, batch: list[int], encoded: Any) -> None:
+        import numpy as np
+
+        from ..errors import UserError
+        from ..kd.cache.codec import pack
+
+        rows, at = encoded.rows(), 0
+        for i in batch:
+            own = rows.select(slice(at, at + self.examples.n_labels[i]))
+            at += self.examples.n_labels[i]
+            if not np.isfinite(own.stats["loss"]).all():
+                name = self.examples.ids[i]
+                raise UserError(f"teacher: its loss on example {name!r} is not finite (dtype {self.dtype}?)")
+            self.packed[i] = pack(own, self.spec)
 
 
 def _audited(todo: list[int], n_labels: list[int], count: int) -> set[int]:

@@ -73,13 +73,16 @@ class Batch:
     """A micro-batch on a device.
 
     ``input_ids`` and ``position_ids`` [rows, length]. ``before`` [labels]: flat positions whose hidden state predicts
-    the labels, example by example; ``labels`` [labels]. ``processed`` real tokens, ``padding`` the others.
+    the labels, example by example; ``labels`` [labels]. ``starts`` [sequences + 1] int32: where each sequence begins in
+    the flattened rows, and their end; ``longest`` sequence. ``processed`` real tokens, ``padding`` the others.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     before: Tensor
     labels: Tensor
+    starts: Tensor
+    longest: int
     processed: int
     padding: int
     index: np.ndarray
@@ -121,6 +124,8 @@ def collate(examples: Examples, index: np.ndarray, pad_id: int, packed: bool, de
         position_ids=tensor(positions.reshape(shape)),
         before=tensor(np.concatenate(before).astype(np.int64)),
         labels=tensor(np.concatenate(labels).astype(np.int64)),
+        starts=tensor(np.cumsum([0, *(lengths if packed else [longest] * len(spans))]).astype(np.int32)),
+        longest=longest,
         processed=total,
         padding=shape[0] * shape[1] - total,
         index=np.asarray(index),

@@ -57,7 +57,7 @@ def build(parameters: Iterable[Any], training: dict[str, Any], scale_parameter: 
     if training["optimizer"] == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
-    return Adafactor(
+    return _Adafactor(
         parameters,
         lr=rate,
         weight_decay=decay,
@@ -65,6 +65,16 @@ def build(parameters: Iterable[Any], training: dict[str, Any], scale_parameter: 
         relative_step=False,
         warmup_init=False,
     )
+
+
+class _Adafactor(Adafactor):
+    """transformers' Adafactor, whose step asks the GPU nothing: Python's ``max`` of a tensor waits for its value."""
+
+    @staticmethod
+    def _get_lr(param_group: dict[str, Any], param_state: dict[str, Any]) -> Any:
+        if param_group["relative_step"] or not param_group["scale_parameter"]:
+            return Adafactor._get_lr(param_group, param_state)
+        return param_state["RMS"].clamp_min(param_group["eps"][1]) * param_group["lr"]
 
 
 class Plain:

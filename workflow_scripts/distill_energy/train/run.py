@@ -164,6 +164,7 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
         "tokens_per_s": state.tokens / state.seconds if state.seconds else None,
         "precision": setup.precision.used,
         "precision_note": setup.precision.note,
+        "attention": setup.attention,
         "ce_kernel": kernel_version(setup.settings.ce_kernel),
         "saved_dtype": str(setup.save_dtype).removeprefix("torch."),
         "share_changed": sum(changed) / len(changed) if changed else None,

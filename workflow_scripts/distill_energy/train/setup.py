@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import pipelines
 from ..errors import UserError
 from ..kd.losses.ce import choose_kernel
+from ..models import ragged
 from ..models.fingerprint import tokenizer_hash
 from ..models.logits import output_layer
 from ..models.packing import check_packing
@@ -28,8 +29,9 @@ from .optim import ChangeProbe, Plain, TensorByTensor, resolve_precision
 from .reference import choices
 from .student import Student, add_adapter
 
-#: Tokens of a packed row at most, if several examples share it.
+#: Tokens of a packed row at most, if several examples share it: the mask of dense attention grows with their square.
 PACKED_TOKENS = 4096
+RAGGED_TOKENS = 16384  # where attention takes examples of any lengths without a mask
 #: Examples in a batch without gradients: activations are not kept, so more of them fit.
 EVALUATION_BATCH = 8
 #: The evaluation rows of every run are the same, whatever its seed.
@@ -60,8 +62,6 @@ class Setup:
         model = load_model(
             job.params["model"], job.inputs, dtype=self.precision.weights, device=peers.device, for_training=True
         )
-        if training["packing"]:
-            check_packing(model)
         self.vocabulary = int(output_layer(model).weight.shape[0])
         self.tokenizer = load_tokenizer(job.params["model"], job.inputs)
         identity = tokenizer_hash(self.tokenizer)
@@ -88,8 +88,9 @@ class Setup:
             if self.adapted:
                 model.enable_input_require_grads()
         self.student = Student(model, self.pipeline, self.settings, self.precision.autocast)
+        self._pack()
         if training["compile"]:
-            self.student.lm.base_model.compile(dynamic=True)
+            compile_layers(self.student.lm.base_model)
         pad = getattr(self.student.lm.config, "pad_token_id", None)
         self.pad_id = int(pad) if isinstance(pad, int) and 0 <= pad < self.vocabulary else 0
         self.module: Any = self.student
@@ -99,6 +100,16 @@ class Setup:
         self.trainable = {n: p for n, p in self.student.model.named_parameters() if p.requires_grad}
         self._build_optimizer()
         self.evaluation_batch_size = EVALUATION_BATCH
+
+    def _pack(self) -> None:
+        """Attention without a mask for packed rows, where there is one. Raises UserError if packed examples mix."""
+        lm = self.student.lm
+        # A student that samples wants masks and a cache.
+        packed = self.training["packing"] and not self.pipeline.live_teacher
+        self.ragged = packed and ragged.attend_ragged(lm, self.precision.autocast)
+        if self.training["packing"]:
+            check_packing(lm)
+        self.attention = lm.config._attn_implementation
 
     def _read_data(self, tokenizer: str) -> None:
         inputs, rows = self.job.inputs, self.pipeline.rows
@@ -156,12 +167,13 @@ class Setup:
     def pieces(self, share: np.ndarray) -> list[np.ndarray]:
         """This process's share of a batch (example indices), cut into micro-batches.
 
-        Without a ``micro_batch_size`` it is one, unless packing makes a row longer than ``PACKED_TOKENS``: the mask
-        that keeps packed examples apart grows with the square of the row.
+        Packed examples fill rows of ``micro_batch_tokens`` (by default what the attention takes well), so that every
+        micro-batch is full. Without packing and without a ``micro_batch_size`` the share is one.
         """
-        micro = self.training["micro_batch_size"]
+        micro, tokens = self.training["micro_batch_size"], self.training.get("micro_batch_tokens")
         if micro is None and self.training["packing"] and self.peers.world == 1:
-            return cut_by_tokens(share, self.train.lengths(), PACKED_TOKENS)
+            limit = tokens or (RAGGED_TOKENS if self.ragged else PACKED_TOKENS)
+            return cut_by_tokens(share, self.train.lengths(), limit)
         micro = min(micro or len(share), len(share))
         return [share[i : i + micro] for i in range(0, len(share), micro)]
 
@@ -191,7 +203,9 @@ class Setup:
         weights = list(self.trainable.values())
         norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
         norm = sharded.whole(norm)
-        if limit is not None and not norm <= limit:  # NaN is for the caller to report
+        # On a GPU the comparison would wait for the step's whole work; on a CPU it saves a pass over the gradients.
+        # NaN is for the caller to report.
+        if limit is not None and (norm.is_cuda or not norm <= limit):
             torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
         return norm
 
@@ -247,6 +261,8 @@ class Setup:
     def model_with(self, weights: dict[str, torch.Tensor]) -> Any:
         """The student as it will be saved, with exported weights in it. Rank 0 calls it, after training."""
         model = self.student.model
+        if self.ragged:
+            self.student.lm.set_attn_implementation("sdpa")  # from here on it is a model like any other
         if self.split:
             spec, inputs = self.job.params["model"], self.job.inputs
             model = load_model(spec, inputs, dtype=self.precision.weights, device="cpu", for_training=True)
@@ -269,6 +285,13 @@ class Setup:
         for name, weight in self.trainable.items():
             sharded.local(weight).copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def compile_layers(base: Any) -> None:
+    """Compile a model's layers, which share their code, rather than the whole: a fraction of the compiler's time."""
+    layers = getattr(base, "layers", None)
+    for module in layers if isinstance(layers, torch.nn.ModuleList) else [base]:
+        module.compile(dynamic=True)
 
 
 def _silent(message: str) -> None:

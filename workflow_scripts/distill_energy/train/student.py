@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..kd import losses
 from ..kd.losses.ce import ce_loss
 from ..models.logits import check_logits
+from ..models.ragged import set_sequences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,7 @@ def states_before_labels(lm: Any, batch: Batch) -> Tensor:
 
     Without a cache: only then does transformers keep packed examples apart by their positions.
     """
+    set_sequences(batch.starts, batch.longest, batch.input_ids.numel())
     output = lm.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
     return output.last_hidden_state.flatten(0, 1).index_select(0, batch.before)
 

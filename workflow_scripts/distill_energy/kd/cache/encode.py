@@ -52,16 +52,49 @@ def encode_rows(
     if vocabulary != spec.vocab_size:
         raise ValueError(f"{vocabulary} logits a row, the cache's vocabulary has {spec.vocab_size}")
     uniform = torch.as_tensor(uniform, dtype=torch.float32, device=logits.device)
-    chunk_rows = chunk_rows or max(1, (1 << (25 if logits.is_cuda else 21)) // vocabulary)
+    chunk_rows = chunk_rows or rows_at_a_time(logits)
     parts = []
     for start in range(0, n, chunk_rows):
         rows = slice(start, start + chunk_rows)
-        parts.append(_encode(logits[rows].float(), spec, uniform[rows], None if labels is None else labels[rows]))
+        parts.append(encode_chunk(logits[rows].float(), spec, uniform[rows], None if labels is None else labels[rows]))
     if not parts:
-        parts = [_encode(logits.float(), spec, uniform, labels)]
-    names = ("head_ids", "head_codes", "tail_ids", "tail_codes", "tail_counts", "lse_codes")
-    encoded = [EncodedRows(*(part.pop(name) for name in names), stats=part) for part in parts]
-    return concatenate(encoded)
+        parts = [encode_chunk(logits.float(), spec, uniform, labels)]
+    return OnDevice(parts).rows()
+
+
+def rows_at_a_time(weight: "torch.Tensor", vocabulary: int | None = None) -> int:
+    """Rows that are encoded together: 256 MB of fp32 logits on a GPU, 8 MB on a CPU."""
+    return max(1, (1 << (26 if weight.is_cuda else 21)) // (vocabulary or weight.shape[-1]))
+
+
+class OnDevice:
+    """Encoded chunks where they were made. The copy to the host starts at once, through pinned memory; ``rows`` waits
+    for it, perhaps in another thread, while the GPU goes on."""
+
+    def __init__(self, parts: "list[dict[str, torch.Tensor]]") -> None:
+        width = max(part["tail_ids"].shape[1] for part in parts)
+        for part in parts if len(parts) > 1 else ():
+            for name, fill in (("tail_ids", -1), ("tail_codes", 0), ("tail_counts", 0)):
+                part[name] = torch.nn.functional.pad(part[name], (0, width - part[name].shape[1]), value=fill)
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self._event = None
+        if next(iter(whole.values())).is_cuda:
+            self._host = {n: torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for n, v in whole.items()}
+            for name, value in whole.items():
+                self._host[name].copy_(value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._host = whole
+
+    def rows(self) -> EncodedRows:
+        """The rows, in order."""
+        if self._event is not None:
+            self._event.synchronize()
+        arrays = {name: value.numpy() for name, value in self._host.items()}
+        arrays["lse_codes"] = arrays["lse_codes"].astype("uint16")
+        names = ("head_ids", "head_codes", "tail_ids", "tail_codes", "tail_counts", "lse_codes")
+        return EncodedRows(*(arrays.pop(name) for name in names), stats=arrays)
 
 
 def concatenate(parts: "list[EncodedRows]") -> EncodedRows:
@@ -81,8 +114,13 @@ def concatenate(parts: "list[EncodedRows]") -> EncodedRows:
     return EncodedRows(*map(join, head), *(join(*pair) for pair in tail), join("lse_codes"), stats=stats)
 
 
-def _encode(x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "torch.Tensor | None") -> dict:
-    """One fp32 chunk [r, V] to numpy arrays (stored ones and statistics). One pass of exp where temperatures double."""
+def encode_chunk(
+    x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "torch.Tensor | None"
+) -> "dict[str, torch.Tensor]":
+    """One fp32 chunk [r, V], on its device: what is stored and statistics. One pass of exp where temperatures double.
+
+    On a GPU nothing here waits for it.
+    """
     r, k = x.shape[0], spec.head
     largest = x.amax(-1, keepdim=True)
     stats = {}
@@ -121,17 +159,15 @@ def _encode(x: "torch.Tensor", spec: "CacheSpec", u: "torch.Tensor", labels: "to
     else:
         ids = torch.empty(r, 0, dtype=torch.long, device=x.device)
         counts, codes = ids, ids
-    out = {
+    return {
         "head_ids": head_ids.int(),
         "head_codes": head_codes.int(),
         "tail_ids": ids.int(),
         "tail_codes": codes.int(),
         "tail_counts": counts.int(),
+        "lse_codes": lse_codes.int(),
         **stats,
     }
-    arrays = {key: value.cpu().numpy() for key, value in out.items()}
-    arrays["lse_codes"] = lse_codes.int().cpu().numpy().astype("uint16")
-    return arrays
 
 
 def _ranked_codes(values: "torch.Tensor", spec: "CacheSpec") -> "torch.Tensor":
@@ -162,7 +198,8 @@ def _systematic(proposal: "torch.Tensor", draws: int, u: "torch.Tensor") -> tupl
     first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
     first[empty] = False
     slot = first.cumsum(1) - 1
-    width = max(int(first.sum(1).max()) if r else 0, 0)
+    # As wide as the widest row; a GPU would have to be waited for, to know it.
+    width = draws if cdf.is_cuda else int(first.sum(1).max()) if r else 0
     ids = torch.full((r, width + 1), -1, dtype=torch.long, device=cdf.device)
     counts = torch.zeros((r, width + 1), dtype=torch.long, device=cdf.device)
     spill = torch.where(empty[:, None], torch.full_like(slot, width), slot)

@@ -74,7 +74,7 @@ def ce_loss(
         total = e.sum(1, keepdim=True)
         loss = (torch.log(total) + top - picked)[:, 0]
         if want_grad:
-            e.div_(total)
+            e.mul_(1 / total)  # as distillation does, so that α = 1 is this to the last bit
             e.scatter_add_(1, target, torch.full_like(picked, -1.0))
         return loss, loss[:, None]
 

@@ -54,7 +54,7 @@ def kd_loss(
         top = logits.amax(1, keepdim=True)
         logits.sub_(top)
         found = (found - top) / temperature
-        e1, et = _exponentials(logits, temperature)
+        e1, et = _exponentials(logits, temperature, exact=alpha == 1)
         total1, total_t = e1.sum(1, keepdim=True), et.sum(1, keepdim=True)
         ce = (torch.log(total1) + top - picked)[:, 0]
         logq = found - torch.log(total_t)
@@ -110,13 +110,14 @@ def objective(
     return LossParts(result.loss, result.parts["ce"], result.parts["kl"])
 
 
-def _exponentials(x: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(exp x, exp(x/T)) of x ≤ 0; the first overwrites x. One pass of exp for T = 1, 2 and 4, two otherwise."""
+def _exponentials(x: torch.Tensor, temperature: float, exact: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(exp x, exp(x/T)) of x ≤ 0; the first overwrites x. One pass of exp for T = 1, 2 and 4, two otherwise and where
+    the first is to be what cross-entropy alone makes of it to the last bit."""
     if temperature == 1:
         e = x.exp_()
         return e, e
     et = (x / temperature).exp_()
-    if temperature in (2, 4):
+    if temperature in (2, 4) and not exact:
         torch.mul(et, et, out=x)
         return (x if temperature == 2 else x.mul_(x)), et
     return x.exp_(), et
