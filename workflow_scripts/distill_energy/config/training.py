@@ -45,7 +45,7 @@ class Training(Section):
     max_steps: int = Field(gt=0)
     batch_size: int = Field(4, gt=0)  # examples an optimiser step (effective batch)
     micro_batch_size: int | None = Field(None, gt=0)  # None: batch_size
-    micro_batch_tokens: int | None = Field(None, gt=0)  # of a packed row; None: 16384 without a dense mask, else 4096
+    micro_batch_tokens: int | None = Field(None, gt=0)  # of a packed row; None: 8192 without a dense mask, else 4096
     gradient_clip: float | None = Field(1.0, gt=0)
     precision: Literal["bf16_autocast", "bf16_stochastic", "bf16", "fp32"] = "bf16_autocast"
     eval_every: int = Field(50, gt=0)

@@ -31,7 +31,7 @@ from .student import Student, add_adapter
 
 #: Tokens of a packed row at most, if several examples share it: the mask of dense attention grows with their square.
 PACKED_TOKENS = 4096
-RAGGED_TOKENS = 16384  # where attention takes examples of any lengths without a mask
+RAGGED_TOKENS = 8192  # where attention takes examples of any lengths without a mask
 #: Examples in a batch without gradients: activations are not kept, so more of them fit.
 EVALUATION_BATCH = 8
 #: The evaluation rows of every run are the same, whatever its seed.

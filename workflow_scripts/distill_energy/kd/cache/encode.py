@@ -122,21 +122,21 @@ def encode_chunk(
     On a GPU nothing here waits for it.
     """
     r, k = x.shape[0], spec.head
-    largest = x.amax(-1, keepdim=True)
+    # Each pass over the chunk costs: the head is asked for the largest logit and its token.
+    top, head_ids = torch.topk(x, max(k, 1), dim=-1)
+    largest = top[:, :1]
     stats = {}
     if labels is not None:
         picked = (x.gather(1, labels[:, None].long()) - largest)[:, 0]
-        stats["correct"] = (x.argmax(-1) == labels).float()
+        stats["correct"] = (head_ids[:, 0] == labels).float()
     # Masked tokens (−∞) become merely impossible, so that no difference of infinities arises.
     x = (x - largest).clamp_(min=-FLOOR)
+    top, head_ids = (top - largest).clamp_(min=-FLOOR)[:, :k], head_ids[:, :k]
     if k:
-        top, head_ids = torch.topk(x, k, dim=-1)
         x.scatter_(1, head_ids, OUTSIDE)  # x holds the tail only from here on
-    else:
-        top, head_ids = x[:, :0], torch.empty(r, 0, dtype=torch.long, device=x.device)
     tail_sums, head_sums, powers = {}, {}, {}
     for t in sorted({1.0, *spec.lse_temperatures}, reverse=True):
-        powers[t] = torch.mul(powers[2 * t], powers[2 * t]) if 2 * t in powers else torch.exp(x / t)
+        powers[t] = torch.mul(powers[2 * t], powers[2 * t]) if 2 * t in powers else (x / t).exp_()
         tail_sums[t] = powers[t].sum(-1, keepdim=True)
         head_sums[t] = torch.exp(top / t).sum(-1, keepdim=True)
     z = tail_sums[1.0] + head_sums[1.0]
@@ -151,8 +151,10 @@ def encode_chunk(
     lse_codes = ((lse - LSE_LOW) / LSE_STEP).round().clamp(0, 65535)
     head_codes = _ranked_codes(-top, spec)
     if spec.tail:
-        shares = [powers[t].div(tail_sums[t].clamp_min(1e-38)) for t in spec.proposal_temperatures]
-        ids, counts = _systematic(sum(shares[1:], shares[0]), spec.tail, u)
+        shares = [powers[t].div_(tail_sums[t].clamp_min(1e-38)) for t in spec.proposal_temperatures]
+        for share in shares[1:]:
+            shares[0].add_(share)
+        ids, counts = _systematic(shares[0], spec.tail, u)
         top_of_tail = -head_codes[:, -1:] * spec.value_step if k else reference
         codes = ((top_of_tail - x.gather(1, ids.clamp_min(0))) / spec.tail_step).round()
         codes = torch.where(ids >= 0, codes.clamp(0, 2**spec.value_bits - 1), torch.zeros_like(codes))
