@@ -438,7 +438,7 @@ def main() -> None:
     parser.add_argument(
         "--teachers", nargs="*", choices=list(SHAPES), default=["1b", "32b"] if DEVICE != "cpu" else ["tiny"]
     )
-    parser.add_argument("--cases", nargs="*", help="of the training cases, by the beginning of their names")
+    parser.add_argument("--cases", nargs="*", help="of the training cases, by name or first word")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=280.0, help="no turn begins after this")
@@ -472,7 +472,7 @@ def main() -> None:
         inputs = write_data(Path(folder), Scale(options.size))
         cases = training_cases(inputs, options.size)
         if options.cases:
-            cases = {n: make for n, make in cases.items() if any(n.startswith(c) for c in options.cases)}
+            cases = {n: make for n, make in cases.items() if any(c in (n, n.split()[0]) for c in options.cases)}
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
         for _ in range(options.turns):
             for name, make in cases.items():
