@@ -24,12 +24,15 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from .config.evaluation import LOCAL_TASKS, Benchmark
 from .config.schema import Config
 from .data.chat import accepted, check_tokenizer, encode_turns
 from .data.formats import Filtered, Refused, read
 from .data.hub import read_rows
 from .errors import UserError
+from .evaluate.harness_tasks import manager_of
 from .evaluate.judges import OPENAI_API
+from .evaluate.reference import conversations
 from .forecast.forecast import plan_forecast
 from .forecast.memory import training_bytes, weight_bytes
 from .kd.cache.checks import check_vocabulary
@@ -265,12 +268,24 @@ def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found
     for name, benchmark in config.evaluation.benchmarks.items():
         if (judge := getattr(benchmark, "judge", None)) is not None:
             found.ask(lambda judge=judge: check_judge(judge.model_dump()), f"evaluation.benchmarks.{name}.judge")
-        for key in ("data", "reference"):
-            if (path := getattr(benchmark, key, None)) and not Path(path).expanduser().exists():
-                found.wrong.append(f"evaluation.benchmarks.{name}.{key}: {path} does not exist")
-        if benchmark.kind == "lm_eval" and importlib.util.find_spec("lm_eval") is None:
-            found.wrong.append(f"evaluation.benchmarks.{name}: the package lm_eval is not installed")
+        _check_benchmark(found, name, benchmark)
     return found
+
+
+def _check_benchmark(found: Found, name: str, benchmark: Benchmark) -> None:
+    """Its files, rows and task, as far as they can be read before it runs."""
+    where = f"evaluation.benchmarks.{name}"
+    missing = False
+    for key in ("data", "reference", "include_path"):
+        if (path := getattr(benchmark, key, None)) and not Path(path).expanduser().exists():
+            found.wrong.append(f"{where}.{key}: {path} does not exist")
+            missing = True
+    if benchmark.kind == "lm_eval" and importlib.util.find_spec("lm_eval") is None:
+        found.wrong.append(f"{where}: the package lm_eval is not installed")
+    elif benchmark.kind == "lm_eval" and benchmark.task not in LOCAL_TASKS and not missing:
+        found.ask(lambda: manager_of(benchmark.task, benchmark.include_path), where)
+    if benchmark.kind == "reference" and benchmark.data and not missing:
+        found.ask(lambda: conversations(benchmark.data, benchmark.format), where)
 
 
 def _hub_answers(timeout_s: float = 5.0) -> bool:

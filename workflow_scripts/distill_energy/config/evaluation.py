@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .base import Section
 from .names import check_name
+from .sources import Format
 
 
 class _Benchmark(Section):
@@ -53,17 +54,39 @@ class Instructions(_Benchmark):
     max_new_tokens: int = Field(48, gt=0)
 
 
+#: Tasks of the harness whose rows may come from local files.
+LOCAL_TASKS = ("gsm8k", "mmlu", "ifeval")
+
+
 class LmEval(_Benchmark):
-    """A task of lm-evaluation-harness; ``data`` names local files where there is no hub."""
+    """A task of lm-evaluation-harness by its name, or one of the user's own by the folder of its YAML."""
 
     kind: Literal["lm_eval"]
-    task: Literal["gsm8k", "mmlu", "ifeval"]
-    data: str | None = None
+    task: str = Field(min_length=1)
+    data: str | None = Field(None, description="local files of gsm8k, mmlu or ifeval; null: the task's own source")
+    include_path: str | None = Field(None, description="folder of the user's own task YAMLs")
+    metric: str | None = Field(None, description="of the task, by item; null: its first that is better when higher")
+    filter: str | None = Field(None, description="of the task; null: its first")
+    chance: float | None = Field(
+        None, description="score without knowledge; null: 1 in the number of options, where there are options, else 0"
+    )
     limit: int | None = Field(None, gt=0)
     few_shot: int | None = Field(None, ge=0)  # None: as published, where the files have examples
     chat: bool | None = None  # apply the chat template; None: to ifeval alone
     max_new_tokens: int | None = Field(None, gt=0)  # None: the task's own
     batch_size: int = Field(8, gt=0)
+
+    @model_validator(mode="after")
+    def _local(self) -> "LmEval":
+        own = [key for key in ("include_path", "metric", "filter", "chance") if getattr(self, key) is not None]
+        if self.task in LOCAL_TASKS and own:
+            raise ValueError(f"{own[0]}: {self.task} is scored as published; give a task of your own another name")
+        if self.task not in LOCAL_TASKS and self.data is not None:
+            raise ValueError(
+                f"data: is read for {', '.join(LOCAL_TASKS)} alone; another task names its files in its YAML"
+                " (dataset_path, dataset_kwargs), whose folder is include_path"
+            )
+        return self
 
 
 class Judge(Section):
@@ -90,19 +113,20 @@ class Judge(Section):
         return value
 
 
+def _proxy_outside(value):
+    """A likelihood judge is a proxy: never part of Q."""
+    judge = value.get("judge") if isinstance(value, dict) else None
+    if isinstance(judge, dict) and judge.get("kind") == "local":
+        if value.get("in_quality"):
+            raise ValueError("in_quality: a local judge is a proxy and stays outside Q")
+        return {**value, "in_quality": False}
+    return value
+
+
 class _Judged(_Benchmark):
     judge: Judge
 
-    @model_validator(mode="before")
-    @classmethod
-    def _proxy(cls, value):
-        """A likelihood judge is a proxy: never part of Q."""
-        judge = value.get("judge") if isinstance(value, dict) else None
-        if isinstance(judge, dict) and judge.get("kind") == "local":
-            if value.get("in_quality"):
-                raise ValueError("in_quality: a local judge is a proxy and stays outside Q")
-            return {**value, "in_quality": False}
-        return value
+    _proxy = model_validator(mode="before")(_proxy_outside)
 
 
 class AlpacaEval(_Judged):
@@ -122,6 +146,31 @@ class MtBench101(_Judged):
     data: str | None = None
     limit: int | None = Field(None, gt=0)
     max_new_tokens: int = Field(512, gt=0)
+
+
+class ReferenceAnswers(_Benchmark):
+    """The user's own held-out answers: their likelihood, their exact match, or a judge's preference against them."""
+
+    kind: Literal["reference"]
+    dataset: str | None = Field(None, description="a configured data set, whose validation rows are asked")
+    data: str | None = Field(None, description="or a file of its own")
+    format: Format | None = Field(None, description="of `data`; null: messages")
+    score: Literal["likelihood", "exact_match", "judged"] = "likelihood"
+    items: int | None = Field(None, gt=0, description="drawn by the seed; null: all")
+    max_new_tokens: int = Field(256, gt=0)
+    judge: Judge | None = None
+
+    _proxy = model_validator(mode="before")(_proxy_outside)
+
+    @model_validator(mode="after")
+    def _whose(self) -> "ReferenceAnswers":
+        if (self.dataset is None) == (self.data is None):
+            raise ValueError("needs either dataset (its validation rows) or data (a file)")
+        if self.format is not None and self.data is None:
+            raise ValueError("format: is that of data; a data set has its own")
+        if (self.judge is None) != (self.score != "judged"):
+            raise ValueError("judge: is given where score is judged, and only there")
+        return self
 
 
 class Inference(_Benchmark):
@@ -150,7 +199,16 @@ class Inference(_Benchmark):
 
 
 Benchmark = Annotated[
-    GoldAccuracy | Choice | Agreement | Arithmetic | Instructions | LmEval | AlpacaEval | MtBench101 | Inference,
+    GoldAccuracy
+    | Choice
+    | Agreement
+    | Arithmetic
+    | Instructions
+    | LmEval
+    | ReferenceAnswers
+    | AlpacaEval
+    | MtBench101
+    | Inference,
     Field(discriminator="kind"),
 ]
 

@@ -172,6 +172,9 @@ class Config(Section):
                 known(f"pipelines.{name}.dataset", pipeline.dataset, self.datasets)
             for student in pipeline.students or ():
                 known(f"pipelines.{name}.students", student, self.students)
+        for name, benchmark in self.evaluation.benchmarks.items():
+            if benchmark.kind == "reference" and benchmark.dataset is not None:
+                known(f"evaluation.benchmarks.{name}.dataset", benchmark.dataset, self.datasets)
         known("accounting.baseline", self.accounting.baseline, self.pipelines)
         known(
             "accounting.inference_reference",

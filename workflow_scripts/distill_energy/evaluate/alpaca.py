@@ -10,6 +10,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,33 @@ from .result import Item, Result, summarise
 from .session import Session
 
 
+@dataclass
+class Duel:
+    """An instruction that the model answers, and the answer that its own is held against."""
+
+    item_id: str
+    instruction: str
+    prompt_ids: list[int]
+    reference: str
+
+
 def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
+    """Win rate against the reference's answers, see ``win_rate``."""
+    pairs = load(params, name)
+    with session.phase(name):
+        duels = [
+            Duel(f"alpaca-{number}", instruction, session.prompt_ids(instruction), reference)
+            for number, (instruction, reference) in enumerate(pairs)
+        ]
+    return win_rate(session, name, params, duels)
+
+
+def win_rate(session: Session, name: str, params: dict[str, Any], duels: list[Duel]) -> Result:
     """Mean probability that the judge prefers the model's answer to the reference's. Chance: 0 (it answers nothing).
 
     An endpoint sees each pair once, in an order drawn by the seed; a local judge sees both orders, whose mean has no
     position bias.
     """
-    pairs = load(params, name)
     judge_params = params["judge"]
     version, folder = judge_params["prompt_version"], session.scratch(name)
     packaged = version == alpaca_package.PROMPT_VERSION
@@ -36,9 +57,8 @@ def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
         raise UserError(f"evaluation.benchmarks.{name}.judge: the package alpaca_eval needs an endpoint (kind openai)")
     prompt = "" if packaged else judges.template("pairwise", version)
     with session.phase(name):
-        ids = [session.prompt_ids(instruction) for instruction, _ in pairs]
-        answers = generate(session, ids, params["max_new_tokens"], seed=params["seed"])
-    shown = [(text, answer.text, reference) for (text, reference), answer in zip(pairs, answers, strict=True)]
+        answers = generate(session, [d.prompt_ids for d in duels], params["max_new_tokens"], seed=params["seed"])
+    shown = [(duel.instruction, answer.text, duel.reference) for duel, answer in zip(duels, answers, strict=True)]
     notes = f"own judge prompt {version}, judge {judge_params['model']}: not the leaderboard's rate"
     controlled = None
     with judges.opened(session, judge_params) as judge:
@@ -49,7 +69,7 @@ def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
             wins = ask(judge, prompt, shown, params["seed"])
     facts = judges.facts(session, judge_params, judge)
     kept = judges.judged(judge_params, wins, facts)
-    pairs, answers, shown, wins = ([values[i] for i in kept] for values in (pairs, answers, shown, wins))
+    duels, answers, shown, wins = ([values[i] for i in kept] for values in (duels, answers, shown, wins))
     differences = [len(answer) - len(reference) for _, answer, reference in shown]
     if controlled is None:
         facts["length_only_win_rate"] = length_only_win_rate(wins, differences)
@@ -57,17 +77,15 @@ def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
         facts["length_controlled_win_rate"] = controlled
     items = [
         Item(
-            f"alpaca-{number}",
-            instruction,
-            reference,
+            duel.item_id,
+            duel.instruction,
+            duel.reference,
             answer.text,
             win,
             answer.tokens,
             {"length_difference": difference, "finish": answer.finish},
         )
-        for number, ((instruction, reference), answer, win, difference) in enumerate(
-            zip(pairs, answers, wins, differences, strict=True)
-        )
+        for duel, answer, win, difference in zip(duels, answers, wins, differences, strict=True)
     ]
     if judge_params["kind"] == "local":
         notes += "; a likelihood judge is a proxy, outside Q"

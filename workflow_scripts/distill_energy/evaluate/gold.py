@@ -47,9 +47,13 @@ def forced(session: Session, name: str, params: dict[str, Any]) -> list[Forced]:
     return session.memo[key]
 
 
-def predict(session: Session, items: Sequence[dict[str, Any]]) -> list[Forced]:
-    """Teacher-forced arg max at each response token of ``items`` (``id``, ``prompt``, ``response``)."""
-    pairs = [session.exchange(item["prompt"], item["response"]) for item in items]
+def predict(
+    session: Session, items: Sequence[dict[str, Any]], pairs: Sequence[tuple[list[int], list[int]]] | None = None
+) -> list[Forced]:
+    """Teacher-forced arg max at each response token of ``items`` (``id``, ``prompt``, ``response``). ``pairs``: their
+    (prompt ids, response ids) where they are tokenised already."""
+    if pairs is None:
+        pairs = [session.exchange(item["prompt"], item["response"]) for item in items]
     prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
     # The last token predicts nothing that is scored, so it is not fed.
     rows = [p + r[:-1] for p, r in zip(prompts, responses, strict=True)]

@@ -1,4 +1,4 @@
-"""GSM8K, MMLU and IFEval by lm-evaluation-harness: its own tasks, on local files where there is no hub.
+"""Tasks of lm-evaluation-harness: any by its name, and GSM8K, MMLU and IFEval on local files where there is no hub.
 
 A local file becomes a task that includes the harness's own YAML and replaces only where the rows come from. The model
 is the one that the suite has loaded; every forward pass goes through ``_counting_model``, so that tokens are counted.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from . import harness_tasks
 from .generate import generate
 from .harness_data import GSM8K_SHOTS, MMLU_SHOTS, LocalTask, gsm8k, ifeval, mmlu
 from .result import Item, Result, summarise
@@ -29,11 +30,13 @@ TRIVIAL = ("I do not know.", "yes", 'Answer:\n\n* one\n* two\n\n"The end"')
 
 def lm_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
     """Run one task of the harness. MMLU: accuracy over all rows. GSM8K: exact match of the last number (strict match in
-    ``extra``). IFEval: prompt-level strict accuracy (the other three in ``extra``).
+    ``extra``). IFEval: prompt-level strict accuracy (the other three in ``extra``). Any other: see ``named_task``.
 
     The chat template is applied to IFEval, whose prompts are requests, and not to the other two, as the harness does by
     default; ``chat`` overrides.
     """
+    if params["task"] not in READ:
+        return named_task(session, name, params)
     task, folder = params["task"], session.scratch(name)
     chat = params.get("chat")
     chat = task == "ifeval" if chat is None else chat
@@ -51,6 +54,23 @@ def lm_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
     return summarise(items, chance, "; ".join(notes), few_shot=shots)
 
 
+def named_task(session: Session, name: str, params: dict[str, Any]) -> Result:
+    """A task of the harness, or the user's own, as its YAML says: the mean over items of the metric that is asked for,
+    else of its first that is better when higher."""
+    chat = bool(params.get("chat"))
+    manager = harness_tasks.manager_of(params["task"], params.get("include_path"))
+    with _quiet():
+        samples, done = _samples(session, name, params, manager, [params["task"]], params.get("few_shot"), chat)
+    metric, kept = harness_tasks.choose(samples, done["higher_is_better"], params.get("metric"), params.get("filter"))
+    items = harness_tasks.read(samples, metric, kept, _text, lambda text: len(session.encode(text)))
+    chance = params.get("chance")
+    chance = harness_tasks.chance(samples, kept) if chance is None else chance
+    template = f"chat template {'applied' if chat else 'not applied'}"
+    notes = [f"lm-eval {_version()}", f"metric {metric}", f"filter {kept}", template]
+    shots = sorted({count for count in done["n-shot"].values() if isinstance(count, int)})
+    return summarise(items, chance, "; ".join(notes), few_shot=shots[0] if len(shots) == 1 else None)
+
+
 def _version() -> str:
     return version("lm_eval")
 
@@ -65,7 +85,6 @@ def _local(task: str, params: dict[str, Any], folder: Path) -> LocalTask:
 
 def _run(session: Session, name: str, task: str, params, local: LocalTask | None, shots, chat: bool) -> list[dict]:
     """The harness's samples of all subtasks, each with its task's name."""
-    from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     if local is not None:
@@ -75,6 +94,13 @@ def _run(session: Session, name: str, task: str, params, local: LocalTask | None
         manager, tasks, limit = TaskManager(), [task], params.get("limit")
         default = {"gsm8k": GSM8K_SHOTS, "mmlu": MMLU_SHOTS, "ifeval": 0}[task]
         shots = default if shots is None else shots
+    return _samples(session, name, {**params, "limit": limit}, manager, tasks, shots, chat)[0]
+
+
+def _samples(session: Session, name: str, params, manager, tasks, shots, chat: bool) -> tuple[list[dict], dict]:
+    """(samples of all subtasks with their task's name, all that the harness returned)."""
+    from lm_eval import simple_evaluate
+
     limited = params.get("max_new_tokens")
     with session.phase(name):
         done = simple_evaluate(
@@ -82,10 +108,10 @@ def _run(session: Session, name: str, task: str, params, local: LocalTask | None
             tasks=tasks,
             num_fewshot=shots,
             task_manager=manager,
-            limit=limit,
+            limit=params.get("limit"),
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
-            gen_kwargs={"max_gen_toks": limited} if limited and task != "mmlu" else None,
+            gen_kwargs={"max_gen_toks": limited} if limited and params["task"] != "mmlu" else None,
             bootstrap_iters=0,
             log_samples=True,
             random_seed=params["seed"],
@@ -95,8 +121,8 @@ def _run(session: Session, name: str, task: str, params, local: LocalTask | None
         )
     found = [{**row, "task": key} for key, rows in done["samples"].items() for row in rows]
     if not found:
-        raise RuntimeError(f"the harness returned no sample of {task}")
-    return found
+        raise RuntimeError(f"the harness returned no sample of {params['task']}")
+    return found, done
 
 
 def _counting_model(session: Session, batch_size: int):

@@ -14,7 +14,7 @@ from ..store.atomic import write_text
 from .result import Item, Result
 from .session import Session, Spent
 
-KEPT = ("lm_eval", "alpaca_eval", "mt_bench_101")
+KEPT = ("lm_eval", "alpaca_eval", "mt_bench_101", "reference")
 
 
 def _path(work: Path, name: str) -> Path:

@@ -94,7 +94,11 @@ class Session:
         """A conversation (or one user turn) as the model's template writes it, up to where the answer starts."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return render(self.tokenizer, accepted(self.tokenizer, messages)[0], True, self.told)
+        return render(self.tokenizer, self.accepted(messages), True, self.told)
+
+    def accepted(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """The messages as the model's template takes them (``data.chat.accepted``)."""
+        return list(accepted(self.tokenizer, messages)[0])
 
     @cached_property
     def told(self) -> dict[str, Any]:

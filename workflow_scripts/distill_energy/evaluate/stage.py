@@ -22,6 +22,7 @@ RUNNERS = {
     "lm_eval": "harness:lm_eval",
     "alpaca_eval": "alpaca:alpaca_eval",
     "mt_bench_101": "mtbench101:mt_bench_101",
+    "reference": "reference:reference",
 }
 
 
@@ -94,6 +95,8 @@ def by_vllm(benchmark: dict[str, Any], engine: str | None) -> bool:
     """Whether vLLM answers a benchmark: its own ``engine``, or the suite's for benchmarks that generate."""
     if benchmark["kind"] == "inference":
         return benchmark.get("engine") == "vllm"
+    if benchmark["kind"] == "reference":
+        return engine == "vllm" and benchmark["score"] != "likelihood"
     return engine == "vllm" and (benchmark["kind"] in GENERATES or benchmark.get("task") in GENERATING_TASKS)
 
 

@@ -350,6 +350,12 @@ def benchmark_tokens(benchmark: Mapping[str, Any], whole: Range) -> tuple[Range,
         cells = float(len(benchmark.get("batch_sizes") or (8,)))
         least = 2 * cells * float(benchmark.get("min_seconds", 2))  # prefill and decode
         return none, none, (least, 1.5 * least, 4 * least)
+    if kind == "reference":  # without a count, a few hundred rows
+        count = times((50, 200, 1000), 1.0) if not items else (items,) * 3
+        if benchmark["score"] == "likelihood":
+            return tuple(n * w for n, w in zip(count, whole, strict=True)), none, none
+        new = times((0.1, 0.4, 1.0), float(benchmark["max_new_tokens"]))
+        return times(count, 60.0), tuple(n * w for n, w in zip(count, new, strict=True)), none
     known = KNOWN_TASKS.get(benchmark.get("task") or kind)
     if known is None:
         return none, none, (10.0, 60.0, 600.0)

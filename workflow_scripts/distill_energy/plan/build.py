@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..config.evaluation import NEEDS_TEACHER
+from ..config.evaluation import NEEDS_TEACHER, Benchmark
 from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
 from ..errors import UserError
@@ -150,15 +150,30 @@ class _Builder:
         teacher = self.config.teacher.model
         labels = {"role": "teacher", "teacher": teacher, "suite": suite}
         params = {"model": self.model(teacher), **self._suite(suite)}
-        inputs = self._model_input(teacher)
+        inputs = (*self._model_input(teacher), *self._held_out(suite))
         return self._stage("evaluation", f"{suite}-{teacher}", "evaluation", params, inputs, labels=labels)
 
     def _suite(self, suite: str) -> dict[str, Any]:
         evaluation = self.config.evaluation
         names = evaluation.resolved_suites()[suite]
-        benchmarks = {name: evaluation.benchmarks[name].model_dump(mode="json") for name in names}
+        benchmarks = {name: self._benchmark(evaluation.benchmarks[name]) for name in names}
         shared = evaluation.model_dump(mode="json", include={"dtype", "engine", "enable_thinking"})
         return {**shared, "benchmarks": benchmarks}
+
+    def _benchmark(self, benchmark: Benchmark) -> dict[str, Any]:
+        """Its parameters; of the user's own tasks and files the content too."""
+        params = benchmark.model_dump(mode="json")
+        if benchmark.kind == "lm_eval" and benchmark.include_path:
+            params |= _content({"source": "files", "path": benchmark.include_path})
+        if benchmark.kind == "reference" and benchmark.data:
+            params |= _content({"source": "files", "path": benchmark.data})
+        return params
+
+    def _held_out(self, suite: str) -> tuple[Input, ...]:
+        """The data sets whose validation rows a suite asks."""
+        found = [self.config.evaluation.benchmarks[name] for name in self.config.evaluation.resolved_suites()[suite]]
+        names = dict.fromkeys(b.dataset for b in found if b.kind == "reference" and b.dataset)
+        return tuple(self._data(name).as_input(f"validation-{name}") for name in names)
 
     def _teacher_artifact(self, needs: str, dataset: str, setting: Setting, teacher: str) -> StageSpec:
         data, name = self._data(dataset).as_input("data"), f"{teacher}-{dataset}"
@@ -265,7 +280,7 @@ class _Builder:
     def _evaluation(self, suite: str, training: StageSpec) -> StageSpec:
         params = {"model": {"source": "trained"}, **self._suite(suite)}
         dataset = training.labels["dataset"]
-        consumes = [training.as_input("model"), self._data(dataset).as_input("data")]
+        consumes = [training.as_input("model"), self._data(dataset).as_input("data"), *self._held_out(suite)]
         if any(benchmark["kind"] in NEEDS_TEACHER for benchmark in params["benchmarks"].values()):
             consumes.append(self._teacher_evaluation(suite).as_input("teacher_evaluation"))
         labels = {**training.labels, "suite": suite, "run": training.version}
