@@ -74,6 +74,29 @@ def test_tables(teacher):
     assert read_scores(ctx.out)["gold"].chance == scores["gold"]["chance"] > 0
 
 
+@pytest.mark.parametrize(("names", "least"), [(("cost",), 0.99), (("gold", "choice", "sums"), 0.5)])
+def test_operations_are_those_that_torch_counts_less_the_padding(tmp_path, monkeypatch, names, least):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def eager(ctx, opened=stage.open_session):
+        session = opened(ctx)
+        session.model.config._attn_implementation = "eager"  # torch counts no fused attention on a CPU
+        return session
+
+    monkeypatch.setattr(stage, "open_session", eager)
+    suite = {name: SUITE[name] for name in names}
+    with FlopCounterMode(display=False) as counter:
+        results = stage.main(context(tmp_path, suite))
+    assert results["flops"] == pytest.approx(sum(results[f"{name}.flops"] for name in suite))
+    assert least < results["flops"] / counter.get_total_flops() < 1.01
+
+
+def test_operations_of_a_shared_pass_are_booked_once(teacher):
+    _, results = teacher
+    assert results["same.flops"] == 0 < results["gold.flops"]
+    assert results["flops"] > 0
+
+
 def test_a_random_teacher_is_unusable(teacher):
     """It solves no sum: a ratio to it would be a division by zero."""
     scores = {row["benchmark"]: row for row in rows_of(teacher[0].out / "scores.parquet")}

@@ -79,15 +79,20 @@ def test_the_student_comes_closer_and_both_works_are_metered_apart(tmp_path, dat
     assert last < 0.7 * first
     assert {"student_sampling", "teacher_scoring", "load"} <= set(meter.phases)
     assert results["sampled_tokens"] >= 60 * 4  # an answer a prompt, of one token at least
-    assert results["flops"] is None and results["flops_reason"]
+    assert results["flops"] == pytest.approx(sum(v for k, v in results.items() if k.startswith("flops_")))
+    assert all(results[f"flops_sampling_{part}"] > 0 for part in ("prefill", "decode")) and results["flops_scoring"] > 0
 
 
 def test_share_zero_takes_the_datas_answers(tmp_path, data):
     """And then β = 0 is distillation as of a cache that holds everything: the same tokens as fine-tuning sees."""
     meter = CountingMeter()
     results, rows, _ = run(tmp_path / "a", on_policy(options={"share": 0.0, "beta": 0.0}), data, meter)
-    _, sft, _ = run(tmp_path / "b", params("sft"), data)
+    plain, sft, _ = run(tmp_path / "b", params("sft"), data)
     assert results["sampled_tokens"] == 0 and "student_sampling" not in meter.phases
+    assert "flops_sampling_decode" not in results
+    for part in ("forward", "backward", "evaluation"):
+        assert results[f"flops_{part}"] == pytest.approx(plain[f"flops_{part}"])
+    assert results["flops_scoring"] > results["flops_forward"]  # a layer more than the student
     assert [r["loss_tokens"] for r in rows] == [r["loss_tokens"] for r in sft]
     assert rows[0]["ce"] == pytest.approx(sft[0]["ce"], rel=1e-5)
 
@@ -135,3 +140,26 @@ def test_wrong_options_are_said_before_any_job(configuration, change, words):
     configuration["pipelines"]["on_policy"].update(change)
     with pytest.raises(UserError, match=words):
         build_plan(parse_config(configuration))
+
+
+def test_what_was_computed_survives_a_checkpoint(tmp_path, data, monkeypatch):
+    """Ended after six of eight steps, it goes on from its checkpoint of the fourth: as eight in one go."""
+    from distill_energy.train.loop import Loop
+
+    asked = on_policy(max_steps=8, eval_every=8, checkpoint_every=4)
+    whole, rows, _ = run(tmp_path / "a", asked, data)
+    step = Loop._step
+
+    def dies(self):
+        if self.state.step == 6:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Loop, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", asked, data)
+    monkeypatch.setattr(Loop, "_step", step)
+    resumed, again, _ = run(tmp_path / "b", asked, data)
+    assert [r["train_loss"] for r in again] == [r["train_loss"] for r in rows]
+    for key in (k for k in whole if k.startswith("flops") or k == "sampled_tokens"):
+        assert resumed[key] == whole[key], key

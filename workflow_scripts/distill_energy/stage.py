@@ -259,10 +259,13 @@ def _sidecar(spec: StageSpec, out: Path, attempts: Path, results: dict[str, Any]
     from .energy import attempts_of, co2e, fold_attempts
     from .energy.attempts import per_token
     from .energy.host import describe_hardware, describe_software
+    from .models.peak import reached
 
     tries = attempts_of(attempts)
     energy, quality, tokens = fold_attempts(tries)
-    grid = spec.energy["grid"]
+    grid, hardware = spec.energy["grid"], describe_hardware()
+    prerun = next((Path(item.folder) for item in spec.consumes if item.role == "prerun"), None)
+    seconds, gpus = schema.wall_seconds(tries), [gpu.name for gpu in hardware.gpus]
     return schema.Sidecar(
         stage=spec.stage,
         name=spec.name,
@@ -285,10 +288,10 @@ def _sidecar(spec: StageSpec, out: Path, attempts: Path, results: dict[str, Any]
             intensity=grid["g_per_kwh"],
             intensity_source=grid["source"],
         ),
-        hardware=describe_hardware(),
+        hardware=hardware,
         software=describe_software(),
         seed=spec.seed,
-        results=results,
+        results=results | reached(results.get("flops"), seconds, gpus, prerun),
         created_utc=dt.datetime.now(dt.UTC).isoformat(),
     )
 

@@ -115,6 +115,7 @@ def _by_engine(
         for found in session.engine.serve(asked, seed, stop=stop, sampling=sampling)
     ]
     session.count(processed=sum(map(len, prompts)), generated=sum(one.tokens for one in done))
+    session.served([len(prompt) for prompt in prompts], [one.tokens for one in done])
     return done
 
 

@@ -19,17 +19,21 @@ ROWS = 1_024  # positions at a time
 class Head:
     """The output layer of a causal language model, with the logit scale or soft cap that its architecture applies."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, watched: Any = None) -> None:
+        """``watched`` counts the rows that go through the layer (``models.flops.Operations.watch``)."""
         layer = model.get_output_embeddings()
         self.weight = layer.weight  # (vocabulary, width)
         self.bias = getattr(layer, "bias", None)
         self.rule = logit_rule(model.config)
+        self.watched = watched
 
     def _finish(self, logits):
         return self.rule.apply(logits)
 
     def summary(self, hidden):
         """(arg max int64, log-sum-exp float32), each of shape (n,), for hidden states of shape (n, width)."""
+        if self.watched is not None:
+            self.watched.rows += hidden.shape[0]
         parts = [self._rows(chunk) for chunk in hidden.split(ROWS)]
         if not parts:
             return hidden.new_zeros(0, dtype=torch.long), hidden.new_zeros(0, dtype=torch.float32)

@@ -137,7 +137,16 @@ class LocalModel:
         path = Path(self.model).expanduser()
         spec = {"source": "folder", "path": str(path)} if path.is_dir() else {"source": "hub", "id": self.model}
         model = load_model(spec, {}, session.dtype)
-        self.session = Session(model, load_tokenizer(spec, {}), session.meter, session.log, {}, "judge", session.dtype)
+        self.session = Session(
+            model,
+            load_tokenizer(spec, {}),
+            session.meter,
+            session.log,
+            {},
+            "judge",
+            session.dtype,
+            operations=session.operations,
+        )
 
     def shares(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[float]]:
         """For each prompt the probability of each of ``answers`` as the answer's beginning, among them all."""

@@ -271,6 +271,8 @@ def _count(session: Session, prompts: list[Prompt], made: list[dict[str, Any]], 
         processed=passes * sum(len(prompt.prompt_ids) for prompt in prompts),
         generated=passes * sum(len(answer["ids"]) for answer in made),
     )
+    if session.model is None:  # another process made them
+        session.served([len(p.prompt_ids) for p in prompts], [len(answer["ids"]) for answer in made], passes)
 
 
 def _median(made: list[dict[str, Any]], key: str) -> float | None:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from ..data.chat import accepted, encode
-from ..models.sources import stop_ids
+from ..errors import UserError
+from ..models.flops import Operations
+from ..models.sources import bare_model, stop_ids
 from ..models.template import render, told
 from ..store.paths import check_inside, inside
 from .head import Head
@@ -52,6 +54,10 @@ class Session:
     enable_thinking: bool | None = None
     source: tuple[dict[str, Any], dict[str, Path]] | None = None  # the model's specification and the stage's inputs
     engine: Any = None  # a VllmEngine that generates in the place of the model, once ``model`` is released
+    operations: Operations = field(default_factory=Operations)  # of the stage, a judge's among them
+
+    def __post_init__(self) -> None:
+        self.watched = None if self.model is None else self.operations.watch(self.model)
 
     @property
     def device(self):
@@ -65,7 +71,22 @@ class Session:
 
     @cached_property
     def head(self) -> Head:
-        return Head(self.model)
+        return Head(self.model, self.watched)
+
+    @cached_property
+    def _bare(self) -> Any:
+        """The served model without weights; None where its shape cannot be had."""
+        try:
+            return None if self.source is None else bare_model(*self.source)
+        except (OSError, ValueError, UserError):
+            return None
+
+    def served(self, prompts: Sequence[int], answers: Sequence[int], times: int = 1) -> None:
+        """Book the operations of answers that the engine made, by the lengths of prompts and answers in tokens."""
+        if self._bare is None:
+            self.operations.reason = "the shape of the model that the engine served is not known"
+        else:
+            self.operations.generated(self._bare, [*prompts] * times, [*answers] * times)
 
     @cached_property
     def decoder(self):

@@ -109,6 +109,7 @@ class Outcome:
         self.failures: dict[str, str] = {}
         self.inference: list[dict[str, Any]] = []
         self.contaminated: dict[str, int] = {}
+        self.flops: dict[str, float | None] = {}
 
 
 def run_suite(session, benchmarks: dict[str, dict[str, Any]], engine: str | None = None) -> Outcome:
@@ -139,7 +140,8 @@ def _run(session, outcome: Outcome, benchmarks: dict[str, dict[str, Any]]) -> No
     from .resume import keep, kept
 
     for name, params in benchmarks.items():
-        start = time.perf_counter()
+        start, before = time.perf_counter(), session.operations.total()
+        earlier = None
         try:
             if params["kind"] == "inference":
                 outcome.results[name], rows = inference(session, name, params)
@@ -149,6 +151,7 @@ def _run(session, outcome: Outcome, benchmarks: dict[str, dict[str, Any]]) -> No
                 session.log(f"{name} was finished by an earlier attempt")
             else:
                 outcome.results[name] = runner(params["kind"])(session, name, params)
+                outcome.results[name].facts["flops"] = _since(session, before)
                 keep(session, name, params["kind"], outcome.results[name])
         except UserError:
             raise
@@ -156,10 +159,28 @@ def _run(session, outcome: Outcome, benchmarks: dict[str, dict[str, Any]]) -> No
             outcome.failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             session.log(f"{name} failed\n{traceback.format_exc()}")
             session.release()
+            outcome.flops[name] = _since(session, before)
         else:
+            own = _since(session, before) if earlier is None else earlier.facts.get("flops")
+            outcome.flops[name] = outcome.results[name].facts["flops"] = own
             score = outcome.results[name].score
             shown = "" if score is None else f": {score:.4f}"
             session.log(f"{name}{shown} ({time.perf_counter() - start:.1f} s)")
+
+
+def _since(session, before: float | None) -> float | None:
+    """FLOPs counted since ``before``."""
+    now = session.operations.total()
+    return None if now is None or before is None else now - before
+
+
+def _operations(session, outcome: Outcome) -> dict[str, Any]:
+    """For the sidecar: FLOPs of all benchmarks, or why they are not known."""
+    lacking = [name for name, flops in outcome.flops.items() if flops is None]
+    if lacking:
+        reason = session.operations.reason or f"{lacking[0]} was finished by an attempt that did not count them"
+        return {"flops": None, "flops_reason": reason}
+    return {"flops": sum(outcome.flops.values())}
 
 
 def _contamination(ctx, outcome: Outcome) -> None:
@@ -234,7 +255,7 @@ def _write(ctx, session, outcome: Outcome) -> dict[str, Any]:
     write_inference(ctx.out / "inference.parquet", outcome.inference)
     write_scores(ctx.out / "scores.parquet", rows)
     used = model_dtype(session.dtype) if session.model is None else session.model.dtype
-    facts: dict[str, Any] = {"dtype": str(used).removeprefix("torch.")}
+    facts: dict[str, Any] = {"dtype": str(used).removeprefix("torch."), **_operations(session, outcome)}
     for row in rows:
         name = row["benchmark"]
         if row["kind"] == "inference" and row["status"] == "ok":

@@ -64,6 +64,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("write_j", "double"),
     ("flops", "double"),  # of the stage's work, once
     ("flop_per_s", "double"),  # by its wall time, loading and waiting included
+    ("utilisation", "double"),  # its share of the accelerators' peak, or of the host's own matrix product
     ("j_per_token", "double"),
     ("j_per_token_divides_by", "string"),
     ("co2e_g", "double"),
@@ -289,6 +290,7 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         **{f"{name}_j": joules for name, joules in phase_joules(sidecar).items()},
         "flops": sidecar.results.get("flops"),
         "flop_per_s": _rate(sidecar.results.get("flops"), wall_seconds(sidecar.attempts)),
+        "utilisation": sidecar.results.get("utilisation"),
         "j_per_token": sidecar.j_per_token.value,
         "j_per_token_divides_by": sidecar.j_per_token.divides_by,
         "co2e_g": sidecar.co2e.g,

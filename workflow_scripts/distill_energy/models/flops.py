@@ -87,7 +87,7 @@ def training_flops(
 
 def counted(shape: Shape | str, parts: Mapping[str, float] | None) -> dict[str, Any]:
     """For a sidecar's results: ``flops`` and its parts, or ``flops_reason``."""
-    if isinstance(shape, str) or parts is None:
+    if parts is None:
         return {"flops": None, "flops_reason": shape if isinstance(shape, str) else "not counted"}
     return {"flops": sum(parts.values()), **{f"flops_{name}": value for name, value in parts.items()}}
 
@@ -104,18 +104,88 @@ def flops_of_generation(model: Any, prompts: Sequence[int], answers: Sequence[in
     """Of answers decoded with a cache: prompt i of ``prompts[i]`` tokens, then ``answers[i]`` tokens, each of which
     looks at all before it."""
     shape = shape_of(model)
-    if isinstance(shape, str):
-        return counted(shape, None)
+    return counted(shape, None if isinstance(shape, str) else generation_flops(shape, prompts, answers))
+
+
+def generation_flops(shape: Shape, prompts: Sequence[int], answers: Sequence[int]) -> dict[str, float]:
+    """``prefill`` and ``decode`` of answers, by the lengths of prompts and answers in tokens."""
     pairs = list(zip(prompts, answers, strict=True))
     decoded = sum(max(new - 1, 0) for _, new in pairs)  # the prefill yields the first
-    looked = sum(float(n) * new + new * (new + 1) / 2 for n, new in pairs)
-    return counted(
-        shape,
-        {
-            "prefill": forward_flops(shape, sum(prompts), attended_whole(prompts), len(pairs)),
-            "decode": forward_flops(shape, decoded, looked, decoded),
-        },
-    )
+    # The k-th token fed (from 1) looks at the prompt and at k of the answer's own.
+    looked = sum(float(n) * max(new - 1, 0) + max(new - 1, 0) * new / 2 for n, new in pairs)
+    return {
+        "prefill": forward_flops(shape, sum(prompts), attended_whole(prompts), len(pairs)),
+        "decode": forward_flops(shape, decoded, looked, decoded),
+    }
+
+
+class Operations:
+    """Counts what loaded models compute, by the shapes that go into them: for work of which no one place knows the
+    lengths, such as a suite of benchmarks, half of them other people's.
+
+    A position that an attention mask leaves out counts nothing; without a mask every position counts.
+    """
+
+    def __init__(self) -> None:
+        self._watched: list[_Watched] = []
+        self._known = 0.0
+        self.reason: str | None = None  # why the count is not whole
+
+    def watch(self, model: Any) -> "_Watched | None":
+        """Count every pass through a model from now on."""
+        shape = shape_of(model)
+        if isinstance(shape, str):
+            self.reason = shape
+            return None
+        watched = _Watched(shape)
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+        decoder = model.base_model if decoder is None or decoder is model else decoder
+        decoder.register_forward_hook(watched.passed, with_kwargs=True)
+        model.get_output_embeddings().register_forward_hook(watched.produced)
+        self._watched.append(watched)
+        return watched
+
+    def generated(self, model: Any, prompts: Sequence[int], answers: Sequence[int]) -> None:
+        """Answers that another process made of this model (its weights may be missing), by their lengths in tokens."""
+        shape = shape_of(model)
+        if isinstance(shape, str):
+            self.reason = shape
+        else:
+            self._known += sum(generation_flops(shape, prompts, answers).values())
+
+    def total(self) -> float | None:
+        """FLOPs so far; None where they are not known, for ``reason``."""
+        return None if self.reason else self._known + sum(watched.flops() for watched in self._watched)
+
+
+class _Watched:
+    """Tokens, positions looked at and output rows of one model. Sums of masks stay on their device until asked for."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.tokens: Any = 0.0
+        self.attended: Any = 0.0
+        self.rows = 0
+
+    def passed(self, module: Any, args: tuple, kwargs: Mapping[str, Any], output: Any) -> None:
+        given = next((kwargs[k] for k in ("input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
+        rows, new = (args[0] if given is None else given).shape[:2]
+        mask = kwargs.get("attention_mask")
+        if hasattr(mask, "dim") and mask.dim() == 2:
+            own, whole = mask[:, -new:].double().sum(1), mask.double().sum(1)
+            self.tokens = self.tokens + own.sum()
+            self.attended = self.attended + (own * whole).sum()
+            return
+        cache = kwargs.get("past_key_values", kwargs.get("cache"))
+        whole = new if cache is None else int(cache.get_seq_length())
+        self.tokens = self.tokens + float(rows * new)
+        self.attended = self.attended + float(rows * new * max(whole, new))
+
+    def produced(self, module: Any, args: tuple, output: Any) -> None:
+        self.rows += output.numel() // output.shape[-1]
+
+    def flops(self) -> float:
+        return forward_flops(self.shape, float(self.tokens), float(self.attended), float(self.rows))
 
 
 def flops_of_training(
@@ -132,11 +202,15 @@ def flops_of_training(
     shape = shape_of(model)
     if isinstance(shape, str):
         return counted(shape, None)
-    total = {"forward": 0.0, "backward": 0.0, "recompute": 0.0, "evaluation": 0.0}
+    total = {"forward": 0.0, "backward": 0.0, "recompute": 0.0}
     for lengths, labels in batches:
         part = training_flops(shape, sum(lengths), attended_whole(lengths), labels, recomputed)
         for name, value in part.items():
             total[name] += value / 2 if adapted and name == "backward" else value
-    for lengths, labels in evaluated:
-        total["evaluation"] += forward_flops(shape, sum(lengths), attended_whole(lengths), labels)
+    total["evaluation"] = evaluation_flops(shape, evaluated)
     return counted(shape, total)
+
+
+def evaluation_flops(shape: Shape, evaluated: Iterable[tuple[Sequence[int], int]]) -> float:
+    """Of forward passes over (lengths of the examples, labels)."""
+    return float(sum(forward_flops(shape, sum(n), attended_whole(n), labels) for n, labels in evaluated))

@@ -86,6 +86,7 @@ class Batch:
     processed: int
     padding: int
     index: np.ndarray
+    lengths: list[int]  # of its examples, tokens
 
 
 def collate(examples: Examples, index: np.ndarray, pad_id: int, packed: bool, device: str = "cpu") -> Batch:
@@ -129,4 +130,5 @@ def collate(examples: Examples, index: np.ndarray, pad_id: int, packed: bool, de
         processed=total,
         padding=shape[0] * shape[1] - total,
         index=np.asarray(index),
+        lengths=lengths,
     )

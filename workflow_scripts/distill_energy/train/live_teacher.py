@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ..errors import UserError
 from ..kd.cache.checks import check_vocabulary
 from ..kd.losses.jsd import LiveTeacherRows
 from ..models.fingerprint import tokenizer_hash
+from ..models.flops import attended_whole, forward_flops, generation_flops, shape_of, training_flops
 from ..models.logits import check_logits, output_layer
 from ..models.sources import load_model, load_tokenizer
 from ..teacher.generation.jobs import Prompt
@@ -28,7 +30,10 @@ SAMPLING, SCORING = "student_sampling", "teacher_scoring"
 
 
 class LiveTeacher:
-    """The teacher in the training's own process. Raises UserError where it and the student do not fit together."""
+    """The teacher in the training's own process, with a count of what it and the sampling compute.
+
+    Raises UserError where it and the student do not fit together.
+    """
 
     def __init__(self, job: Job, student: Any, tokenizer: Any, options: dict[str, Any], max_length: int) -> None:
         if job.peers.world > 1:
@@ -55,6 +60,11 @@ class LiveTeacher:
         self.student = student
         self.engine = TransformersEngine(student, tokenizer, sampling)
         self.sampled = 0
+        self.shapes = shape_of(student), shape_of(self.model)
+        #: FLOPs so far by part; None where a shape is not known, or a checkpoint did not hold them.
+        self.flops: dict[str, float] | None = {}
+        if reason := next((shape for shape in self.shapes if isinstance(shape, str)), None):
+            self.flops, self.reason = None, reason
 
     def rollout(self, step: int, examples: Examples, pieces: list[tuple[Batch, Any]], pad_id: int, packed: bool):
         """(labels, micro-batches with the teacher's rows) of a step: the student's answers to the batch's prompts, or,
@@ -66,7 +76,34 @@ class LiveTeacher:
                 batches = self._answered(batches, examples, int(random.integers(2**31)), pad_id, packed)
         with self.job.meter.phase(SCORING), torch.no_grad():
             rows = [self._scored(batch) for batch in batches]
+        self._computed(batches)
         return sum(len(batch.labels) for batch in batches), list(zip(batches, rows, strict=True))
+
+    def _computed(self, batches: list[Batch]) -> None:
+        """Count what the teacher's scoring and the student's step on these batches compute."""
+        lengths = [int(n) for batch in batches for n in batch.lengths]
+        labels = sum(len(batch.labels) for batch in batches)
+        if self.flops is not None:
+            student, teacher = self.shapes
+            attended, recomputed = attended_whole(lengths), bool(self.job.training["gradient_checkpointing"])
+            self._add(training_flops(student, sum(lengths), attended, labels, recomputed))
+            self._add({"scoring": forward_flops(teacher, sum(lengths), attended, labels)})
+
+    def _add(self, parts: Mapping[str, float]) -> None:
+        for name, value in parts.items():
+            self.flops[name] = self.flops.get(name, 0.0) + value
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold: what was sampled and computed so far."""
+        return {"sampled": self.sampled, "flops": self.flops}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """What ``state_dict`` gave; None of a checkpoint that held nothing of it."""
+        if state is None:
+            self.flops, self.reason = None, "the checkpoint that it went on from did not hold the operations"
+        else:
+            self.sampled = state["sampled"]
+            self.flops = None if self.flops is None else state["flops"]
 
     def _answered(self, batches: list[Batch], examples: Examples, seed: int, pad_id: int, packed: bool) -> list[Batch]:
         found = []
@@ -76,7 +113,11 @@ class LiveTeacher:
             for number, batch in enumerate(batches):
                 prompts = [self._prompt(examples, i) for i in batch.index]
                 answers = self.engine.answer(prompts, seed + number)
-                self.sampled += sum(len(answer.ids) for answer in answers)
+                made = [len(answer.ids) for answer in answers]
+                self.sampled += sum(made)
+                if self.flops is not None:
+                    parts = generation_flops(self.shapes[0], [len(p.prompt_ids) for p in prompts], made)
+                    self._add({f"sampling_{name}": value for name, value in parts.items()})
                 own = _as_examples(prompts, [answer.ids for answer in answers], examples.path)
                 found.append(collate(own, np.arange(len(own)), pad_id, packed, self.job.peers.device))
         self.student.train(training)

@@ -14,7 +14,7 @@ import torch
 from ..energy import attempts_of
 from ..errors import UserError
 from ..kd.losses.ce import kernel_version
-from ..models.flops import counted, flops_of_training
+from ..models.flops import counted, evaluation_flops, flops_of_training, shape_of
 from ..models.sources import load_model
 from ..store import atomic, sidecar
 from .job import Job, Peers
@@ -178,15 +178,21 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
 
 def _flops(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
     """Of the whole training: which examples a step saw follows from its number."""
-    if setup.live is not None:
-        return counted("the student's own answers decide the lengths, which no record keeps", None)
+    seen = [rows for rows in (loop.gold, loop.own) if rows is not None] * len(state.losses)
+    evaluated = [(rows.lengths(), int(rows.label_counts().sum())) for rows in seen]
+    if setup.live is not None:  # the lengths are those of the student's own answers, counted as they were made
+        parts = setup.live.flops
+        if parts is None:
+            return counted(setup.live.reason, None)
+        shape = shape_of(setup.student.lm)
+        parts = {**parts, "backward": parts["backward"] / (2 if setup.adapted else 1)}
+        return counted(shape, {**parts, "evaluation": evaluation_flops(shape, evaluated)})
     lengths, labels = setup.train.lengths(), setup.train.label_counts()
     steps = (loop.sampler.batch(step) for step in range(state.step))
-    seen = [rows for rows in (loop.gold, loop.own) if rows is not None] * len(state.losses)
     return flops_of_training(
         setup.student.lm,
         ((lengths[index], int(labels[index].sum())) for index in steps),
-        ((rows.lengths(), int(rows.label_counts().sum())) for rows in seen),
+        evaluated,
         bool(setup.training["gradient_checkpointing"]),
         setup.adapted,
     )

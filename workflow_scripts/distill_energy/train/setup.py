@@ -277,7 +277,8 @@ class Setup:
     def state_dict(self) -> dict[str, Any]:
         """This process's weights and optimiser state, for a checkpoint."""
         weights = {name: sharded.local(weight.detach()) for name, weight in self.trainable.items()}
-        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+        live = {} if self.live is None else {"live": self.live.state_dict()}
+        return {"weights": weights, "optimizer": self.optimizer.state_dict(), **live}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -285,6 +286,8 @@ class Setup:
         for name, weight in self.trainable.items():
             sharded.local(weight).copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.live is not None:
+            self.live.load_state_dict(state.get("live"))
 
 
 def compile_layers(base: Any) -> None:
