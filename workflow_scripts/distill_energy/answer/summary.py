@@ -339,6 +339,7 @@ def _break_even(group: Group, base: Group | None, found: Study) -> dict[str, Any
         **_columns("n_star", result),
         "seeds_to_decide": result.seeds,
         **_n_star_flops(group, base),
+        "utilisation": _utilisation(group),
         "saving_kwh": kwh(result.saving),
         "saving_low_kwh": kwh(result.saving_low),
         "saving_high_kwh": kwh(result.saving_high),
@@ -367,6 +368,12 @@ def _n_star_flops(group: Group, base: Group | None) -> dict[str, Any]:
     if saving <= 1e-9 * _mean(arms[0]):
         return _columns(name, BreakEven("never", reason="training takes no fewer operations than the baseline's"))
     return _columns(name, BreakEven("finite", math.fsum(teacher) / saving, reason="counted, so without an interval"))
+
+
+def _utilisation(group: Group) -> float | None:
+    """Share of the peak that the trainings reached, mean over the seeds; None where one is not known."""
+    found = [run.row["utilisation"] for run in group.runs]
+    return None if None in found else _mean(found)
 
 
 def _balance(group: Group, base: Group | None, found: Study) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def detail(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | N
         parts.append(text.replace("-", "−") + ".")
     if text := _advice(row):
         parts.append(text)
-    if text := _operations(row):
+    if text := _operations(row, base):
         parts.append(text)
     own = row["t_star_reference"] is not None and row["t_star_reference"].endswith(f" {row['student']}")
     if (served := serving(row)) and not own:  # one architecture serves at one cost: a difference is noise
@@ -247,16 +247,22 @@ def _advice(row: Mapping[str, Any]) -> str | None:
     return f"{more} would decide whether it saves (80{PERCENT} power, from the spread seen)."
 
 
-def _operations(row: Mapping[str, Any]) -> str | None:
+def _operations(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> str | None:
     """N* in FLOPs beside N*, and what a difference means."""
+    reached = ""
+    if base is not None and row["utilisation"] is not None and base["utilisation"] is not None:
+        shares = [f"{number(100 * r['utilisation'], 2)}{PERCENT}" for r in (row, base)]
+        reached = f" (its training reached {shares[0]} of the peak, {pipeline_name(base['pipeline'])} {shares[1]})"
     if row["n_star_flops_status"] == "never":
         if row["n_star_status"] == "finite":
-            return "In floating-point operations it never pays back: what it saves in joules is implementation."
+            text = "In floating-point operations it never pays back: what it saves in joules is implementation"
+            return f"{text}{reached}."
         return None
     if row["n_star_flops_status"] != "finite":
         return None
     count = _plural(whole_reuses(row["n_star_flops"]), "reuse")
-    return f"In floating-point operations it pays back after {count}; what differs is implementation and hardware."
+    text = f"In floating-point operations it pays back after {count}; what differs is implementation and hardware"
+    return f"{text}{reached}."
 
 
 def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
