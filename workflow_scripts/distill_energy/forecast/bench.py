@@ -38,7 +38,7 @@ class Bench:
         self.job, self.meter = job, meter
         self.budget_s = float(job["budget_s"])
         self.windows: list[dict[str, Any]] = []
-        self.fixed = {"seconds": 0.0, "joules": 0.0}
+        self.fixed: dict[str, dict[str, Any]] = {}
         self.notes: list[str] = []
         self.facts: dict[str, Any] = {}
 
@@ -50,15 +50,18 @@ class Bench:
 
     @contextmanager
     def part_of_each(self, name: str) -> Iterator[None]:
-        """What every execution of the stage does once, whatever its tokens: start, load, save."""
+        """What every execution of the stage does once, whatever its tokens: load, save. Its ``start``, the libraries,
+        is booked apart: a warm process spares it."""
         with self.phase(name) as handle:
             yield
-        self._fixed(handle.wall_s, handle.joules)
+        self.add("start" if name == "start" else "each", handle.wall_s, handle.joules)
 
-    def _fixed(self, seconds: float, joules: float | None) -> None:
-        self.fixed["seconds"] += max(seconds, 0.0)
-        known = self.fixed["joules"] is not None and joules is not None
-        self.fixed["joules"] = self.fixed["joules"] + max(joules, 0.0) if known else None
+    def add(self, kind: str, seconds: float, joules: float | None) -> None:
+        """Book what an execution takes beside its tokens; None joules are unknown from then on."""
+        part = self.fixed.setdefault(kind, {"seconds": 0.0, "joules": 0.0})
+        part["seconds"] += max(seconds, 0.0)
+        known = part["joules"] is not None and joules is not None
+        part["joules"] = part["joules"] + max(joules, 0.0) if known else None
 
     def repeat(self, kind: str, work: Callable[[], int], share: float = 1.0, **facts: Any) -> list[dict[str, Any]]:
         """Windows of ``work()``, which returns the tokens it did, for ``share`` of the budget. The first unit warms up:
@@ -85,7 +88,7 @@ class Bench:
             spent = [w["joules"] for w in found]
             joules = None if None in spent or first["joules"] is None else sum(spent) / total
             over = None if joules is None else first["joules"] - joules * tokens
-            self._fixed(first["seconds"] - seconds * tokens, over)
+            self.add("each", first["seconds"] - seconds * tokens, over)
         else:
             self.notes.append(f"{kind}: one unit took {warm.wall_s:.0f} s, more than its time: no repeat, no interval")
             found = [first]
@@ -225,6 +228,7 @@ def logits(bench: Bench) -> None:
         import torch
 
         from ..kd.cache.spec import CacheSpec
+        from ..kd.cache.writer import CacheWriter
         from ..models.fingerprint import weights_hash
         from ..models.flops import flops_of_forward
         from ..models.sources import load_model
@@ -246,20 +250,26 @@ def logits(bench: Bench) -> None:
         unit = 2 * settings["batch_tokens"]
         examples = load_examples(data_of(job, teacher.vocabulary, 512) / "train.parquet")
     sizes = [len(row) for row in examples.tokens]
-    at = 0
+    whole = min(settings.get("shard_examples") or 512, job["n_train"])
+    rows_each = max(1, min(whole, round(unit * len(sizes) / sum(sizes))))
+    audits = max(1, round(settings["audit_examples"] * rows_each / whole))
+    todo: list[tuple[Any, int]] = []
+    caches = 0
 
     def shard() -> int:
-        """Consecutive examples of two batches' tokens."""
-        nonlocal at
-        start, tokens = (at, 0) if at < len(sizes) else (0, 0)
-        stop = start
-        while stop < len(sizes) and tokens < unit:
-            tokens += sizes[stop]
-            stop += 1
-        audits = round(settings["audit_examples"] * (stop - start) / (settings.get("shard_examples") or 512))
-        make_shard(teacher, cache, examples, (start, stop), settings["batch_tokens"], audits, Uncounted())
-        at = stop
-        return tokens
+        """A shard of about two batches, from the teacher to the disk."""
+        nonlocal caches
+        if not todo:
+            caches += 1
+            folder = Path(job["work"]) / f"cache-{caches}"
+            folder.mkdir(parents=True)
+            writer = CacheWriter(folder, cache, examples.ids, examples.n_labels, {}, max_examples=rows_each)
+            todo.extend((writer, index) for index in writer.missing)
+        writer, index = todo.pop(0)
+        span = writer.plan[index]
+        rows, found = make_shard(teacher, cache, examples, span, settings["batch_tokens"], audits, Uncounted())
+        writer.write(index, rows, found)
+        return sum(sizes[slice(*span)])
 
     with torch.inference_mode():
         teacher.check()
@@ -472,15 +482,18 @@ def evaluation(bench: Bench) -> None:
         for row in inferred(max(LEAST_S, 0.2 * share * bench.budget_s / repeats)):
             kind = "forward" if row["phase"] == "prefill" else "generate"
             bench.windows.append({"kind": kind, "batch": size} | {k: row[k] for k in ("tokens", "seconds", "joules")})
-    if own:
-        run_suite(session(), own)  # warms up
-    for _ in range(3 if own else 0):
+    begin = time.monotonic()
+    for turn in range(REPEATS if own else 0):
+        took = time.monotonic() - begin
+        if turn > 1 and took * (turn + 1) / turn > (1 - share) * bench.budget_s:
+            break
         ours = session()
         run_suite(ours, own)
         spent = [part for parts in ours.spent.values() for part in parts]
         joules = None if any(part.joules is None for part in spent) else sum(part.joules for part in spent)
         seconds = sum(part.seconds for part in spent)
-        bench.windows.append({"kind": "benchmarks", "tokens": None, "seconds": seconds, "joules": joules})
+        if turn:  # the first warms up
+            bench.windows.append({"kind": "benchmarks", "tokens": None, "seconds": seconds, "joules": joules})
     bench.facts["benchmarks"] = sorted(own)
     one = flops_of_generation(model, [cell["prompt_tokens"]] * size, [cell["new_tokens"] + 1] * size)
     bench.facts["flops_per_token"] = {
@@ -509,7 +522,8 @@ def prerun(bench: Bench) -> None:
     bench.windows.append({"kind": "matmul", "tokens": None, "seconds": row["seconds"], "joules": None})
     if row["watts"] is not None:
         bench.windows[-1]["joules"] = row["watts"] * row["seconds"]
-        bench._fixed(
+        bench.add(
+            "each",
             time.monotonic() - begin - row["seconds"],
             None if all_of_it.joules is None else all_of_it.joules - row["watts"] * row["seconds"],
         )

@@ -77,7 +77,8 @@ def _case(config: Config, spec: StageSpec) -> Case | None:
     dataset = labels.get("dataset")
     job: dict[str, Any] = {"stage": spec.stage, "params": params}
     if dataset is not None:
-        job |= {"dataset": dataset, "max_length": config.datasets[dataset].max_length}
+        given = config.datasets[dataset]
+        job |= {"dataset": dataset, "max_length": given.max_length, "n_train": given.n_train}
         job |= {"answer_tokens": _answer_tokens(config, labels), "logits": config.teacher.logits.model_dump()}
     pipeline = kind = None
     data = data_key(config, dataset)
@@ -89,10 +90,10 @@ def _case(config: Config, spec: StageSpec) -> Case | None:
         if model is None:
             if config.datasets[dataset].source not in LOCAL:
                 return None  # behind a hub: its rows cannot be read without it
-            given = dict(params["dataset"])
-            job["rows_of_stage"] = given["n_train"] + given["n_validation"]
-            given |= {key: min(given[key], ROWS) for key in ("n_train", "n_validation")}
-            job |= {"params": params | {"dataset": given}, "origin": origin(config, config.teacher.model)}
+            source = dict(params["dataset"])
+            job["rows_of_stage"] = source["n_train"] + source["n_validation"]
+            source |= {key: min(source[key], ROWS) for key in ("n_train", "n_validation")}
+            job |= {"params": params | {"dataset": source}, "origin": origin(config, config.teacher.model)}
     elif spec.stage == "student_training":
         model, pipeline, kind = labels["student"], labels["pipeline"], params["pipeline"]["kind"]
         params["model"] = with_shape(config, model)

@@ -37,6 +37,10 @@ UTILISATION: dict[str, Range] = {
 POWER: Range = (0.55, 0.85, 1.05)  # mean power over a stage as a share of the power under a matrix product
 IDLE_SHARE: Range = (0.15, 0.35, 0.7)  # the same while loading
 DRIFT, ANOTHER = 0.06, 0.04  # of a measured rate (in logarithms), shared by all rates and each one's own
+#: A warm process's start as a share of a stage's, which loads less; and what is left of a stage's in its fork.
+LIBRARIES: Range = (0.9, 1.2, 2.5)
+WARM: Range = (0.01, 0.04, 0.15)
+WORKER = "worker"  # the execution that a warm process's start is
 EACH: Range = (0.85, 1.0, 1.3)  # what an execution adds, of what was measured: caches of the disk, cold or warm
 LARGE = 1e9  # parameters from which reading the weights counts
 DISK: Range = (3e8, 1e9, 3e9)  # bytes/s at which weights are read, which a trial with random ones does not
@@ -167,8 +171,10 @@ class _Host:
         return self.drift * self._noise[key]
 
 
-def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str]):
+def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str], warm: bool):
     """(joules, seconds, source) of a stage by rates that were measured for it; None where none speaks for it."""
+    if work.name == WORKER:
+        return _worker(host, rates)
     labels = work.labels
     parameters = work.terms[0].parameters if work.terms else None
     kind, dataset = labels.get("pipeline_kind"), data.get(labels.get("dataset"))
@@ -177,7 +183,7 @@ def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str]):
     if found is None:
         return None
     case = (work.stage, model, labels.get("pipeline"), dataset)
-    joules, seconds = _added(work, host, found, case)
+    joules, seconds = _added(work, host, found, case, warm)
     lacking = 0
 
     def do(term: Term):
@@ -212,25 +218,40 @@ def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str]):
     return joules, seconds, f"{rates.name}" + (", in part FLOPs" if lacking else "")
 
 
+def _worker(host: _Host, rates: Rates):
+    """A warm process's start: that of the stage that loads most, or more."""
+    found = rates.starts()
+    if not found:
+        return None
+    row = max(found, key=lambda row: row["joules"])
+    share = _draw(host.rng, LIBRARIES, host.draws) * host.noise((WORKER,), ANOTHER)
+    return row["joules"] * share, row["seconds"] * share, rates.name
+
+
 def _timed(extra: Range) -> Range:
     """Seconds of work that is repeated until a stated time has passed: the last pass ends after it."""
     return (extra[0], extra[0] * 1.15, extra[0] * 1.5) if 0 < extra[0] < extra[1] else extra
 
 
-def _added(work: Workload, host: _Host, found: Measured, case: tuple):
+def _added(work: Workload, host: _Host, found: Measured, case: tuple, warm: bool):
     """(joules, seconds) that an execution adds to its tokens."""
-    if found.each is None:
+    if not found.fixed:
         fixed = _draw(host.rng, work.seconds, host.draws, host.fixed)
         return fixed * host.loading, fixed
-    share = _draw(host.rng, EACH, host.draws, host.fixed) * host.noise((*case, "each"), ANOTHER)
-    facts = found.facts
-    if facts.get("rows_of_stage"):
-        share = share * facts["rows_of_stage"] / facts["rows"]
-    joules, seconds = found.each["joules"] * share, found.each["seconds"] * share
+    joules = seconds = 0.0
+    watts = None
+    for kind, row in found.fixed.items():
+        share = _draw(host.rng, EACH, host.draws, host.fixed) * host.noise((*case, kind), ANOTHER)
+        if kind == "start" and warm:
+            share = share * _draw(host.rng, WARM, host.draws)
+        facts = found.facts
+        if kind == "each" and facts.get("rows_of_stage"):
+            share = share * facts["rows_of_stage"] / facts["rows"]
+        joules, seconds, watts = joules + row["joules"] * share, seconds + row["seconds"] * share, row["watts"]
     parameters = work.terms[0].parameters if work.terms else 0.0
-    if parameters > LARGE and found.each["watts"]:
+    if parameters > LARGE and watts:
         reading = 2.0 * parameters / _draw(host.rng, DISK, host.draws)
-        joules, seconds = joules + reading * found.each["watts"], seconds + reading
+        joules, seconds = joules + reading * watts, seconds + reading
     return joules, seconds
 
 
@@ -240,6 +261,7 @@ def _stage_draws(
     rates: Mapping[tuple, Rate],
     measured: Rates | None = None,
     data: Mapping[str, str] | None = None,
+    warm: bool = False,
 ):
     """(joules, seconds, bytes, source) of a stage, the first three as arrays of draws."""
     size = _draw(host.rng, work.bytes, host.draws, host.guess) if work.bytes[2] > 0 else np.zeros(host.draws)
@@ -251,7 +273,7 @@ def _stage_draws(
         if rate.bytes:
             size = np.full(host.draws, rate.bytes)
         return tokens * rate.joules * noise, seconds, size, f"{rate.n} earlier executions"
-    if measured is not None and (rated := _rated(work, host, measured, data or {})) is not None:
+    if measured is not None and (rated := _rated(work, host, measured, data or {}, warm)) is not None:
         return rated[0], rated[1], size, rated[2]
     fixed = _draw(host.rng, work.seconds, host.draws, host.fixed)
     busy = np.zeros(host.draws)
@@ -285,6 +307,7 @@ def forecast(
     done: Sequence[Mapping[str, Any]] | None = None,
     measured_rates: Rates | None = None,
     data: Mapping[str, str] | None = None,
+    warm: bool = False,
     baseline: str = "sft",
     pue: float = 1.0,
     intensity_g_per_kwh: float | None = None,
@@ -295,7 +318,7 @@ def forecast(
     """Forecast of planned executions.
 
     ``earlier``: rows of an earlier ledger whose rates replace the FLOPs where stage and model agree; next come
-    ``measured_rates`` (``data``: data set → its name there). ``done``: rows of
+    ``measured_rates`` (``data``: data set → its name there; ``warm``: stages run in a warm process). ``done``: rows of
     this plan's own ledger, put beside the forecast as measured. Intervals hold ``confidence`` of the draws; energies in
     kWh, times in s (one execution after the other), sizes in bytes, CO2e in g.
     """
@@ -309,11 +332,11 @@ def forecast(
         if work.unknown:
             unknown.append(f"{work.stage}/{work.name}: {work.unknown}")
             continue
-        energy, seconds, size, source = _stage_draws(work, host, rates, measured_rates, data)
+        energy, seconds, size, source = _stage_draws(work, host, rates, measured_rates, data, warm)
         if measured_rates is not None and source == measured_rates.name:
             by_rate.add(work.key)
         joules[work.key] = energy
-        real = measured.get(work.key)
+        real = measured.get(work.key) if work.name != WORKER else _started(measured)
         groups[work.stage].append((energy, seconds, size, real))
         low, mid, high = _span(energy / JOULES_PER_KWH, confidence)
         executions.append(
@@ -347,6 +370,13 @@ def forecast(
         )
     breaks = _break_even(works, joules, rates, host, baseline, confidence, by_rate)
     return Forecast(stages, breaks, executions, source, unknown)
+
+
+def _started(measured: Mapping[tuple, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """All starts of warm processes as one row."""
+    rows = [row for key, row in measured.items() if key[:2] == ("prerun", WORKER)]
+    spent = [row["total_j"] for row in rows]
+    return {"total_j": None if None in spent else math.fsum(spent)} if rows else None
 
 
 def _stage_row(stage, members, confidence, pue, intensity, lacking) -> dict[str, Any]:
@@ -443,6 +473,9 @@ def plan_forecast(
     plain = config.model_dump(mode="json")
     sizes = Sizes(plain, root, rates.lengths() if rates else None)
     works = [workload(spec.to_json(), sizes) for spec in build_plan(config, str(root)).nodes.values()]
+    warm = bool(config.warm_worker and rates is not None)
+    if warm:
+        works.append(Workload("prerun", WORKER, ""))
     basis = choose_basis(plain, root, preset_name)
     intensity = _intensity(plain["energy"])
     return forecast(
@@ -451,6 +484,7 @@ def plan_forecast(
         earlier=earlier,
         done=done,
         measured_rates=rates,
+        warm=warm,
         data={name: data_key(config, name) for name in config.datasets},
         baseline=plain["accounting"]["baseline"],
         pue=plain["energy"].get("pue", 1.0),

@@ -41,8 +41,10 @@ from .workload import Sizes
 CONFIDENCE = 0.9
 OVERHEAD_S = 15.0  # of a case beside its windows, before one was seen
 LEAST_BUDGET_S = 4.0
+OVERTIME = 0.2  # of the minutes that were asked for, before cases are left out
 #: Parameters that two shapes may differ by and still be one.
 SAME_SHAPE = 0.02
+FIXED = ("start", "each")  # kinds of an execution's own, whatever its tokens
 PRESETS = Path(__file__).with_name("presets")
 
 SCHEMA = pa.schema(
@@ -53,7 +55,7 @@ SCHEMA = pa.schema(
         ("pipeline", pa.string()),
         ("pipeline_kind", pa.string()),
         ("data", pa.string()),
-        ("kind", pa.string()),  # train, forward, generate; benchmarks, idle, matmul; each: an execution's fixed part
+        ("kind", pa.string()),  # train, forward, generate; benchmarks, idle, matmul; an execution's start, each
         ("batch", pa.int64()),
         ("repeats", pa.int64()),
         ("tokens", pa.float64()),  # of a repeat, as are seconds and joules
@@ -126,7 +128,7 @@ class _Run:
 
     def __init__(self, config: Config, folder: Path, deadline: float, log: Callable[[str], None]) -> None:
         self.config, self.folder, self.deadline, self.log = config, folder, deadline, log
-        self.overhead = OVERHEAD_S
+        self.overhead, self.overtime = OVERHEAD_S, OVERTIME * max(deadline - time.monotonic(), 0.0)
         self.idle: dict[str, Any] | None = None
         self.matmul: float | None = None
         self.prepared: dict[str, Path] = {}
@@ -145,7 +147,7 @@ class _Run:
         """The case's result. A process that ends badly or late is one that failed, with its last words."""
         begin = time.monotonic()
         share = (self.deadline - begin) / left
-        if self.deadline <= begin:
+        if self.deadline + self.overtime <= begin:
             return _failed("no time was left for it: raise --minutes")
         budget = max(LEAST_BUDGET_S, share - self.overhead)
         job = self._job(case, budget)
@@ -208,7 +210,7 @@ def _failed(reason: str) -> dict[str, Any]:
 def rows_of(
     case: Case, result: Mapping[str, Any], matmul: float | None, count: float | None, command: str
 ) -> list[dict[str, Any]]:
-    """A case's rows: one a kind of work, and ``each``: what an execution takes whatever its tokens."""
+    """A case's rows: one a kind of work, and what an execution takes whatever its tokens: ``start``, ``each``."""
     facts = result["facts"]
     if not result["windows"] and "fixed" not in result:
         return [_unmeasured(case, result["failed"], count)]
@@ -220,11 +222,12 @@ def rows_of(
     for window in result["windows"]:
         kinds.setdefault(window["kind"], []).append(window)
     rows = [common | _row(kind, windows, result, matmul) for kind, windows in kinds.items()]
-    fixed = result["fixed"]
-    reason = None if fixed["joules"] is not None else "the meter knows no joules of it"
-    watts = None if fixed["joules"] is None or not fixed["seconds"] else fixed["joules"] / fixed["seconds"]
-    each = {"seconds": fixed["seconds"], "joules": fixed["joules"], "watts": watts, "reason": reason}
-    return [*rows, common | {"kind": "each", "repeats": 1} | each]
+    for kind, part in result["fixed"].items():
+        known = part["joules"] is not None
+        watts = part["joules"] / part["seconds"] if known and part["seconds"] else None
+        reason = None if known else "the meter knows no joules of it"
+        rows.append(common | {"kind": kind, "repeats": 1, "watts": watts, "reason": reason} | part)
+    return rows
 
 
 def _row(kind: str, windows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], matmul: float | None):
@@ -314,7 +317,7 @@ def line(row: Mapping[str, Any]) -> str:
         text += f", {row['watts']:.0f} W"
     if row.get("utilisation") is not None:
         text += f", {row['utilisation']:.0%} of a matrix product's FLOP/s"
-    if row.get("notes") and row["kind"] != "each":
+    if row.get("notes") and row["kind"] not in FIXED:
         text += f" ({'; '.join(row['notes'])})"
     return text
 
@@ -370,10 +373,11 @@ def _preset_rows(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rates of one stage and shape by kind of work; ``each`` is what an execution takes beside its tokens."""
+    """Rates of one stage and shape by kind of work; ``fixed``: what an execution takes beside its tokens, of which its
+    start is known apart."""
 
     kinds: Mapping[str, Mapping[str, Any]]
-    each: Mapping[str, Any] | None
+    fixed: Mapping[str, Mapping[str, Any]]
     facts: Mapping[str, Any]
 
     def log_sd(self, kind: str) -> float:
@@ -413,10 +417,13 @@ class Rates:
             return None
         first = next(row for row in found)
         ours = [row for row in found if all(row[k] == first[k] for k in ("model", "pipeline", "data"))]
-        kinds = {row["kind"]: row for row in ours if row["kind"] != "each" and row.get("joules", 1) is not None}
-        kinds |= {r["kind"]: r for r in ours if r["kind"] != "each" and r["j_per_token"] is not None}
-        each = next((row for row in ours if row["kind"] == "each" and row["joules"] is not None), None)
-        return Measured(kinds, each, json.loads(first.get("facts") or "{}"))
+        known = {row["kind"]: row for row in ours if row["joules"] is not None or row["j_per_token"] is not None}
+        fixed = {kind: known.pop(kind) for kind in FIXED if kind in known}
+        return Measured(known, fixed, json.loads(first.get("facts") or "{}"))
+
+    def starts(self) -> list[Mapping[str, Any]]:
+        """What loading their libraries took stages of known joules."""
+        return [row for row in self.rows if row["kind"] == "start" and row["joules"] is not None]
 
     def lengths(self) -> dict[str, tuple[float, float]]:
         """Data set → (tokens, response tokens) of an example, where its rows were encoded."""
