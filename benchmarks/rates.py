@@ -1,4 +1,4 @@
-"""Rates, a forecast from them, then the study: which stages lie in the forecast's interval, and how far off the total is.
+"""Rates, a forecast from them, then the study: which stages lie in their interval, and how far the total is off.
 
     python benchmarks/rates.py [--config config.yaml] [--minutes 8] [--folder DIR] [--json FILE]
 
@@ -46,23 +46,9 @@ def main() -> None:
     print(f"forecast: {before.basis}")
 
     begin = time.monotonic()
-    command = [
-        Path(sys.executable).with_name("snakemake"),
-        "--cores",
-        "all",
-        "results/ledger.parquet",
-        "--quiet",
-        "all",
-    ]
-    command += [
-        "all",
-        "--snakefile",
-        REPO / "Snakefile",
-        "--directory",
-        folder,
-        "--configfile",
-        options.config.resolve(),
-    ]
+    command = [Path(sys.executable).with_name("snakemake"), "--cores", "all", "results/ledger.parquet"]
+    command += ["--quiet", "all", "--snakefile", REPO / "Snakefile", "--directory", folder]
+    command += ["--configfile", options.config.resolve()]
     subprocess.run(list(map(str, command)), check=True)
     print(f"study in {time.monotonic() - begin:.0f} s, load average {os.getloadavg()[0]:.1f} after")
 
