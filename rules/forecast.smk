@@ -66,6 +66,8 @@ rule paper:
             "amortization.pdf",
             "comparison.pdf",
             "comparison.csv",
+            "efficiency.pdf",
+            "efficiency.csv",
         ),
     log:
         "logs/paper.log",

@@ -85,8 +85,8 @@ def test_a_configuration_implies_each_shape_once(smoke, repo):
     [
         ("teacher_logits/big/demo", {"forward", "start", "each"}),
         ("teacher_generation/big/demo", {"forward", "generate", "start", "each"}),
-        ("student_training/kd/small/demo", {"train", "forward", "start", "each"}),
-        ("student_training/synthetic/small/demo", {"train", "forward", "start", "each"}),
+        ("student_training/kd/small/demo", {"train", "forward", "keep", "start", "each"}),
+        ("student_training/synthetic/small/demo", {"train", "forward", "keep", "start", "each"}),
         ("evaluation/small", {"forward", "generate", "start", "each"}),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_stage_is_measured_at_the_power_that_its_host_draws(smoke, host, tmp_p
     result, rows = run(smoke, host, name, tmp_path)
     assert result["failed"] is None
     assert set(rows) == kinds
-    for kind in kinds - {"start", "each"}:
+    for kind in kinds - {"keep", "start", "each"}:
         row = rows[kind]
         assert row["tok_s"] == pytest.approx(row["tokens"] / row["seconds"])
         if row["repeats"] > 1 and kind != "generate":  # decoding is a difference of two windows

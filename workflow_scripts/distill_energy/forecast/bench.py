@@ -351,7 +351,8 @@ def take_off(whole: list[dict[str, Any]], fill: list[dict[str, Any]], prompt: in
 
 
 def training(bench: Bench) -> None:
-    """``student_training``: steps of the stage's own loop. Kinds ``train`` and ``forward`` (its evaluations)."""
+    """``student_training``: steps of the stage's own loop. Kinds ``train``, ``forward`` (its evaluations)
+    and ``keep`` (the copy of the best weights)."""
     job, params = bench.job, json.loads(json.dumps(bench.job["params"]))
     with bench.part_of_each("start"):
         import torch
@@ -403,7 +404,8 @@ def training(bench: Bench) -> None:
         return loop.state.tokens - before
 
     def evaluate() -> int:
-        loop._evaluate()
+        for rows in filter(None, (loop.gold, loop.own)):
+            loop._mean_loss(rows)
         return checked
 
     try:
@@ -416,6 +418,9 @@ def training(bench: Bench) -> None:
             again = bool(recipe["gradient_checkpointing"])
             one = flops_of_training(setup.student.lm, batches, (), again, setup.adapted)
             bench.facts["flops_per_token"] = {"train": per(one.get("flops"), loop.state.tokens)}
+        with bench.phase("keep") as kept:  # a copy of the weights at each evaluation that is the best so far
+            loop.best.keep(setup, loop.state.step)
+        bench.windows.append({"kind": "keep", "tokens": None, "seconds": kept.wall_s, "joules": kept.joules})
         if setup.parameters < SAVED:
             with bench.part_of_each("save"):
                 save_student(setup, loop.final_weights(), Path(job["work"]) / "student")

@@ -215,6 +215,10 @@ def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str], w
             took = _draw(host.rng, _timed(extra), host.draws, host.fixed)
             joules = joules + took * (host.watts if mean is None else mean * host.drift)
             seconds = seconds + took
+    for kind, count in work.times_done.items():
+        if (row := found.kinds.get(kind)) is not None and row["joules"] is not None:
+            done = _draw(host.rng, count, host.draws, host.guess)
+            joules, seconds = joules + done * row["joules"], seconds + done * row["seconds"]
     return joules, seconds, f"{rates.name}" + (", in part FLOPs" if lacking else "")
 
 

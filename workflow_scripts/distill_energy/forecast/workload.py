@@ -24,6 +24,8 @@ RESPONSE: Range = (0.3, 0.55, 0.85)
 #: Share of ``max_new_tokens`` that a teacher's answer takes, and of ``max_steps`` that early stopping leaves.
 ANSWER: Range = (0.4, 0.75, 1.0)
 STEPS: Range = (0.4, 0.8, 1.0)
+#: Share of a training's evaluations that are the best so far, whose weights are kept.
+BEST: Range = (0.3, 0.8, 1.0)
 #: Share of ``max_new_tokens`` that a batch in lock step decodes: it runs until its longest answer ends.
 LOCK_STEP: Range = (0.8, 0.97, 1.0)
 #: Bytes of a kept token or a draw of the logit cache, by method (measured, docs/logit_cache.md), and what is kept.
@@ -70,6 +72,7 @@ class Workload:
     consumes: tuple[tuple[str, str, str], ...] = ()
     #: Of a suite by benchmark, of a prerun by what it does: (terms, seconds).
     parts: Mapping[str, tuple[tuple[Term, ...], Range]] = field(default_factory=dict)
+    times_done: Mapping[str, Range] = field(default_factory=dict)  # what is done so many times, whatever its tokens
     unknown: str | None = None  # why it cannot be estimated
 
     @property
@@ -304,6 +307,7 @@ def _training(base: Workload, spec, sizes: Sizes) -> Workload:
         terms=(Term("train", parameters, tokens), Term("forward", parameters, checked)),
         bytes=times((2, 3, 4), parameters),
         labels={**base.labels, "pipeline_kind": kind},
+        times_done={"keep": times(evaluations, BEST)},
     )
 
 
