@@ -229,3 +229,9 @@ def test_phases_are_those_of_the_attempts_that_made_the_artifact():
         {"start": 10.0, "load": 20.0, "compute": 15.0, "evaluate": 0.0, "write": 5.0, None: 50.0}
     )
     assert phase_shares(item, 17.5)["compute"] == 0.0  # never more than all of it
+
+
+def test_the_least_joules_have_shares():
+    shares = phase_shares({"load_j": 5e-324}, 5e-324)
+    assert shares["load"] == 1.0
+    assert math.fsum(shares.values()) == 1.0

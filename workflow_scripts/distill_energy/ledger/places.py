@@ -102,8 +102,8 @@ def phase_shares(row: Row, useful: float) -> dict[str, float]:
     named = math.fsum(parts.values())
     if useful <= 0:
         return {"compute": 1.0}
-    scale = 1.0 / max(useful, named)  # readings between two ticks are interpolated: no more than all of it
-    shares = {name: value * scale for name, value in parts.items()}
+    whole = max(useful, named)  # readings between two ticks are interpolated: no more than all of it
+    shares = {name: value / whole for name, value in parts.items()}  # a reciprocal of the least joules is infinite
     return shares | {"compute": 1.0 - math.fsum(shares.values())}
 
 
