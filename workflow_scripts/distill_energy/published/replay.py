@@ -147,42 +147,53 @@ def replay(table_path: str | Path, work: str | Path) -> tuple[list[dict], list[d
 
 
 def compare(table: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Ours beside theirs: rows of quantity, pipeline, student, published, ours, agrees.
+    """Ours beside theirs: rows of quantity, pipeline, student, published, ours, agrees, independent, note.
 
-    A published total agrees to its last printed digit (0.005 kWh); an N* if ours lies in the published range rounded
-    outwards to whole reuses; a ratio to its printed decimal.
+    A value agrees where ours, unrounded, lies in the published range, or within half a unit of the last digit that a
+    single value is printed with. A comparison is independent where ours is neither the published value handed on, nor
+    implied by other values that are compared here.
     """
     by_key = {(r["pipeline"], r["student"]): r for r in summary}
     published = table.get("published", {})
+    given = {(item["pipeline"], str(item["student"])) for item in table.get("totals_only", [])}
+    totals = {(item["pipeline"], str(item["student"])) for item in published.get("totals_kwh", [])}
     rows = []
 
-    def add(quantity: str, pipeline: str, student: str, theirs: str, ours: float | None, agrees: bool | None) -> None:
-        rows.append(
-            {
-                "quantity": quantity,
-                "pipeline": pipeline,
-                "student": student,
-                "published": theirs,
-                "ours": ours,
-                "agrees": agrees,
-            }
-        )
+    def add(quantity: str, key: tuple[str, str], theirs: str, ours: float | None, low: float, high: float, **more):
+        row = {"quantity": quantity, "pipeline": key[0], "student": key[1], "published": theirs, "ours": ours}
+        row["agrees"] = None if ours is None else low - 1e-9 <= ours <= high + 1e-9
+        rows.append(row | {"independent": True, "note": ""} | more)
 
     for item in published.get("totals_kwh", []):
-        ours = by_key.get((item["pipeline"], str(item["student"])), {}).get("e_oneoff_kwh")
-        agrees = None if ours is None else abs(ours - item["value"]) <= 0.005
-        add("E one-off (kWh)", item["pipeline"], str(item["student"]), f"{item['value']:.2f}", ours, agrees)
+        key = (item["pipeline"], str(item["student"]))
+        ours, value = by_key.get(key, {}).get("e_oneoff_kwh"), item["value"]
+        more = {"independent": False, "note": "the published total handed on"} if key in given else {}
+        add("E one-off (kWh)", key, f"{value:.2f}", ours, value - 0.005, value + 0.005, **more)
     for item in published.get("n_star", []):
-        ours = by_key.get((item["pipeline"], str(item["student"])), {}).get("n_star")
-        whole = whole_reuses(ours)
-        agrees = (
-            None if ours is None else item["low"] <= whole <= item["high"] or item["low"] <= round(ours) <= item["high"]
-        )
-        add("N* (reuses)", item["pipeline"], str(item["student"]), item["text"], ours, agrees)
+        key = (item["pipeline"], str(item["student"]))
+        ours, low, high = by_key.get(key, {}).get("n_star"), item["low"], item["high"]
+        if low == high:  # "about 10"
+            low, high = low - 0.5, high + 0.5
+        more = {}
+        if ours is not None and not low <= ours <= high and item["low"] <= whole_reuses(ours) <= item["high"]:
+            more["note"] = f"within the range only as whole reuses: it has paid at the {whole_reuses(ours)}th"
+        add("N* (reuses)", key, item["text"], ours, low, high, **more)
     for item in published.get("ratios", []):
-        pair = [by_key.get((p, str(s)), {}).get("e_oneoff_kwh") for p, s in (item["of"], item["to"])]
-        ours = None if None in pair else pair[0] / pair[1]
-        agrees = None if ours is None else round(ours, 1) == item["value"]
-        names = [f"{p} {s}" for p, s in (item["of"], item["to"])]
-        add(f"E one-off: {names[0]} / {names[1]}", item["of"][0], str(item["of"][1]), str(item["value"]), ours, agrees)
+        keys = [(p, str(s)) for p, s in (item["of"], item["to"])]
+        pair = [by_key.get(key, {}).get("e_oneoff_kwh") for key in keys]
+        ours, value = None if None in pair else pair[0] / pair[1], item["value"]
+        implied = set(keys) <= totals
+        more = {"independent": False, "note": "implied by two totals above"} if implied else {}
+        quantity = f"E one-off: {' / '.join(' '.join(key) for key in keys)}"
+        add(quantity, keys[0], str(value), ours, value - 0.05, value + 0.05, **more)
     return rows
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many comparisons agree, and how many of them say something of their own."""
+    agree = [row for row in rows if row["agrees"]]
+    apart = sum(row["independent"] for row in rows)
+    own = sum(row["independent"] for row in agree)
+    return (
+        f"{len(agree)} of {len(rows)} published values agree; {apart} comparisons are independent, {own} of them agree"
+    )

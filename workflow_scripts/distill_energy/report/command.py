@@ -16,6 +16,7 @@ from ..config.load import load_config, parse_config
 from ..errors import UserError
 from ..ledger.rows import counts
 from ..published.importer import import_runs
+from ..published.replay import verdict
 from ..store.sidecar import STAGES, read
 from . import alone
 from .export import codecarbon, latex
@@ -358,7 +359,8 @@ _VIEWS = ("oneoff", "amortised", "marginal", "campaign")
 
 def run_replay(options: argparse.Namespace) -> int:
     """Write the published table's figures and the comparison."""
-    for row in write_paper(options.table, options.out):
+    rows = write_paper(options.table, options.out)
+    for row in rows:
         mark = {True: "agrees", False: "DIFFERS", None: "no value"}[row["agrees"]]
         ours = "–" if row["ours"] is None else f"{row['ours']:.2f}"
         cells = (
@@ -367,5 +369,6 @@ def run_replay(options: argparse.Namespace) -> int:
             row["student"].ljust(4),
             row["published"].ljust(26),
         )
-        print(*cells, ours.rjust(7), mark)
+        print(*cells, ours.rjust(7), mark, f"({row['note']})" if row["note"] else "")
+    print(verdict(rows))
     return 0

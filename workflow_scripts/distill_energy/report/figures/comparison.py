@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...answer.labels import pipeline_name
+from ...published.replay import verdict
 from .. import style
 
 COLUMNS = ("Quantity", "Published", "Ours", "")
@@ -25,8 +26,7 @@ def draw(comparison: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Pa
     axes.set_xlim(0, 1)
     axes.set_ylim(high, 0)
     axes.axis("off")
-    agree = sum(row["agrees"] is True for row in comparison)
-    axes.set_title(f"{agree} of {len(comparison)} published values agree")
+    axes.set_title(verdict(comparison).replace("; ", ";\n"))
     for index, row in enumerate([None, *comparison]):
         cells = COLUMNS if row is None else _cells(row)
         for place, text, side in zip(PLACES, cells, ("left", "left", "right", "left"), strict=True):
@@ -35,6 +35,9 @@ def draw(comparison: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Pa
             colour = "#A8320A" if wrong else "#222222"
             axes.text(place, index + 0.5, text, ha=side, va="center", fontsize=8, fontweight=weight, color=colour)
         axes.axhline(index + 1, color="#222222" if row is None else "#dddddd", lw=0.8 if row is None else 0.5)
+    if not all(row["independent"] for row in comparison):
+        said = "* not independent: the published value handed on, or implied by others in this table"
+        axes.text(0, high + 0.5, said, ha="left", va="center", fontsize=7, color="#444444")
     style.save(figure, pdf, png)
 
 
@@ -45,7 +48,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     else:
         name += f", {pipeline_name(row['pipeline'])} {row['student']}"
     ours = "–" if row["ours"] is None else f"{row['ours']:.2f}"
-    return name, row["published"], ours, MARKS[row["agrees"]]
+    mark = MARKS[row["agrees"]] + ("" if row["independent"] else "*")
+    return name, row["published"], ours, mark
 
 
 def _named(text: str) -> str:
