@@ -49,11 +49,11 @@ def host(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "LEAST_S", 0.1)
+    monkeypatch.setattr(bench, "LEAST_S", 0.3)
     monkeypatch.setenv("DISTILL_ENERGY_LOCKS", str(tmp_path / "locks"))
 
 
-def run(smoke, host, name, folder, budget=1.0, **changes):
+def run(smoke, host, name, folder, budget=2.0, **changes):
     """A case's result and rows, in this process."""
     config, found = smoke
     state = _Run(config, folder, math.inf, UNHEARD)
@@ -98,15 +98,15 @@ def test_a_stage_is_measured_at_the_power_that_its_host_draws(smoke, host, tmp_p
         row = rows[kind]
         assert row["tok_s"] == pytest.approx(row["tokens"] / row["seconds"])
         if row["repeats"] > 1 and kind != "generate":  # decoding is a difference of two windows
-            assert row["watts"] == pytest.approx(WATTS, rel=0.25)
-            assert row["j_per_token"] == pytest.approx(WATTS / row["tok_s"], rel=0.25)
+            assert row["watts"] == pytest.approx(WATTS, rel=0.4)
+            assert row["j_per_token"] == pytest.approx(WATTS / row["tok_s"], rel=0.4)
             assert row["j_per_token_low"] < row["j_per_token"] * 1.01
             assert row["j_per_token_high"] > row["j_per_token"] * 0.99
         assert row["net_j_per_token"] is None  # no idle baseline was given
         assert "no idle power" in row["reason"]
         assert row["peak_bytes"] > 0
         assert json.loads(row["provenance"])["hardware"]["cpu"]
-    assert rows["each"]["joules"] == pytest.approx(WATTS * rows["each"]["seconds"], rel=0.3)
+    assert rows["each"]["joules"] == pytest.approx(WATTS * rows["each"]["seconds"], rel=0.3, abs=0.5 * WATTS)
 
 
 def test_net_leaves_out_what_an_idle_host_draws(smoke, host, tmp_path):
@@ -256,6 +256,20 @@ def test_the_shipped_rates_serve_the_published_study(repo, tmp_path):
 def test_bad_minutes_are_refused(smoke):
     with pytest.raises(UserError, match="minutes"):
         measure(smoke[0], 0.0, "", UNHEARD)
+
+
+def test_a_stage_that_is_none_is_refused(smoke):
+    with pytest.raises(UserError, match="student_trainings"):
+        measure(smoke[0], 1.0, "", UNHEARD, only=["student_trainings"])
+
+
+def test_some_stages_alone(smoke, monkeypatch):
+    lost = {"windows": [], "facts": {}, "notes": [], "failed": "no", "out_of_memory": False}
+    monkeypatch.setattr(_Run, "run", lambda self, case, left: dict(lost))
+    seen = []
+    rows = measure(smoke[0], 1.0, "", UNHEARD, ["evaluation"], lambda rows: seen.append(len(rows)))
+    assert [row["stage"] for row in rows] == ["prerun", "preprocess", "evaluation", "evaluation"]
+    assert seen == [1, 2, 3, 4]
 
 
 def test_a_shape_with_a_typo_is_refused(repo, capsys):

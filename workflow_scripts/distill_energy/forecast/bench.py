@@ -29,6 +29,7 @@ SEED = 0
 #: Parameters up to which a student is saved, and weights are hashed, as the stages do at their end and start.
 SAVED = 2_000_000_000
 NEW_TOKENS = 64  # decoded at a time at most, where an answer would be longer
+PROBE = 4  # tokens that say how many can be decoded in the time there is
 
 
 class Bench:
@@ -247,7 +248,7 @@ def logits(bench: Bench) -> None:
         teacher.vocabulary,
     )
     with bench.phase("data"):
-        unit = 2 * settings["batch_tokens"]
+        unit = settings["batch_tokens"]
         examples = load_examples(data_of(job, teacher.vocabulary, 512) / "train.parquet")
     sizes = [len(row) for row in examples.tokens]
     whole = min(settings.get("shard_examples") or 512, job["n_train"])
@@ -257,7 +258,7 @@ def logits(bench: Bench) -> None:
     caches = 0
 
     def shard() -> int:
-        """A shard of about two batches, from the teacher to the disk."""
+        """A shard of about one batch, from the teacher to the disk."""
         nonlocal caches
         if not todo:
             caches += 1
@@ -305,7 +306,6 @@ def generation(bench: Bench) -> None:
         rows = pq.read_table(folder / "train.parquet", columns=["prompt_ids"]).to_pylist()
     size = settings["batch_size"]
     many = sorted((tuple(row["prompt_ids"]) for row in rows), key=len)
-    new = min(settings["max_new_tokens"], NEW_TOKENS)
     engine = TransformersEngine(model, load_tokenizer(spec, {}), {**settings, "batch_size": size})
     engine.stops = [-1]  # nothing that is drawn ends an answer: batches run in lock step until the last one has
     made = [0, 0]
@@ -318,8 +318,14 @@ def generation(bench: Bench) -> None:
 
     while True:  # a cache of keys and values that does not fit: half the batch
         try:
+            begin = time.monotonic()
+            answer(PROBE)
+            answer(PROBE)  # the first compiles and allocates
+            took = (time.monotonic() - begin) / 2
             fill = bench.repeat("forward", lambda: answer(1), 0.25, batch=size)
-            whole = bench.repeat("generate", lambda: answer(new), 0.75, batch=size)
+            affords = int(PROBE * 0.75 * bench.budget_s / ((REPEATS + 1) * took))
+            new = max(2, min(settings["max_new_tokens"], NEW_TOKENS, max(PROBE, affords)))
+            whole = bench.repeat("generate", lambda n=new: answer(n), 0.75, batch=size)
             break
         except torch.OutOfMemoryError:
             bench.windows.clear()
@@ -509,10 +515,15 @@ def evaluation(bench: Bench) -> None:
 
 def prerun(bench: Bench) -> None:
     """``prerun``: idle power and that of matrix products. Kinds ``idle`` and ``matmul``."""
-    from ..energy import IdleBaseline, MeterConfig, measure_idle
-    from ..prerun import calibrate
-
     job = bench.job
+    with bench.part_of_each("start"):
+        import torch
+
+        from ..energy import IdleBaseline, MeterConfig, measure_idle
+        from ..models.sources import model_dtype
+        from ..prerun import calibrate
+
+        torch.ones(8, 8).to(model_dtype("auto"))
     config = MeterConfig(**job["energy"])
     with bench.phase("idle") as idle:
         baseline = measure_idle(config, job["idle_seconds"])
@@ -541,17 +552,18 @@ def preprocess(bench: Bench) -> None:
     out.mkdir(parents=True, exist_ok=True)
     given = SimpleNamespace(params=params, name=job["name"], spec=None)
     context = SimpleNamespace(spec=given, inputs=inputs_of(job), out=out, meter=Uncounted(), log=silent)
-    if "dataset" not in params:
-        from ..models.stage import main
+    with bench.part_of_each("start"):
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+        import torch  # noqa: F401
 
+        from ..data.stage import main as encode
+        from ..models import sources  # noqa: F401
+        from ..models.stage import main
+    if "dataset" not in params:
         with bench.part_of_each("convert"):
             main(context)
         return
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from ..data.stage import main as encode
-
     with bench.part_of_each("rows"):
         encode(context)
     table = pq.read_table(out / "train.parquet", columns=["input_ids", "loss_mask"])

@@ -34,6 +34,7 @@ from ..errors import UserError
 from ..ledger.rows import engine_class
 from ..plan import build_plan
 from ..store.atomic import write_parquet
+from ..store.sidecar import STAGES
 from .cases import Case, cases, needs_live_teacher, tokenizer_of
 from .memory import needed, parallelism, too_large
 from .workload import Sizes
@@ -86,12 +87,21 @@ SCHEMA = pa.schema(
 
 
 def measure(
-    config: Config, minutes: float = 10.0, command: str = "", log: Callable[[str], None] = print
+    config: Config,
+    minutes: float = 10.0,
+    command: str = "",
+    log: Callable[[str], None] = print,
+    only: Sequence[str] = (),
+    each: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Rows of ``rates.parquet``: every case of a configuration, each in a process of its own, in ``minutes`` or so.
 
-    What cannot be measured here is a row with its reason. Raises UserError if ``minutes`` is not above 0.
+    ``only``: stages to measure, beside what they need (prerun, preprocess); none: all. ``each`` gets the rows so far
+    after every case. What cannot be measured here is a row with its reason. Raises UserError if ``minutes`` is not
+    above 0, or ``only`` names what is no stage.
     """
+    if wrong := set(only) - set(STAGES):
+        raise UserError(f"--only {min(wrong)}: is not one of {', '.join(STAGES)}")
     if not minutes > 0:
         raise UserError(f"--minutes {minutes:g}: must be above 0")
     hardware = describe_hardware()
@@ -102,6 +112,8 @@ def measure(
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="distill-energy-rates-") as folder:
         todo = cases(config, build_plan(config, str(Path(folder) / "plan")))
+        if only:
+            todo = [case for case in todo if case.stage in (*only, "prerun", "preprocess")]
         state = _Run(config, Path(folder), time.monotonic() + 60 * minutes, log)
         for number, case in enumerate(todo):
             count = sizes.parameters(case.model)
@@ -118,6 +130,7 @@ def measure(
             else:
                 made = [_unmeasured(case, reason, count)]
             rows += made
+            each(rows)
             for row in made:
                 log(line(row))
     return rows
@@ -451,12 +464,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, default=Path("rates.parquet"), help="where they are written")
     parser.add_argument("--minutes", type=float, default=10.0, help="about how long it may take")
+    parser.add_argument("--only", nargs="+", default=(), metavar="STAGE", help="these stages alone")
     options = parser.parse_args(arguments)
     command = shlex.join(["distill-energy", "rates", *(sys.argv[2:] if arguments is None else arguments)])
     try:
         config = load_config(options.config)
-        rows = measure(config, options.minutes, command, lambda text: print(text, flush=True))
-        write_rates(options.out, rows)
+        rows = measure(
+            config,
+            options.minutes,
+            command,
+            lambda text: print(text, flush=True),
+            options.only,
+            lambda rows: write_rates(options.out, rows),  # what is measured is kept if this is ended
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
