@@ -9,7 +9,7 @@ from .errors import UserError
 
 #: Commands with a parser of their own: name → module whose ``main(arguments)`` runs it. The others are in
 #: ``report/command.py``.
-APART = {"energy": "energy.__main__", "rates": "forecast.rates"}
+APART = {"energy": "energy.__main__", "rates": "forecast.rates", "crate": "report.crate"}
 
 
 def main(arguments: list[str] | None = None) -> int:
