@@ -61,10 +61,12 @@ def n_star(
     confidence: float = 0.95,
     teacher_sd_j: float = 0.0,
     spread: Spread | None = None,
+    paired: bool = False,
 ) -> BreakEven:
     """N* with its interval from the training energies of the seeds of both arms (joules).
 
-    ``spread``: the relative spread between seeds pooled over the execution class, where it could be pooled.
+    ``spread``: the relative spread between seeds pooled over the execution class, where it could be pooled; with
+    ``paired`` that of pairs of one seed (see ``intervals.difference``).
 
     ``teacher_sd_j`` is the standard deviation of the teacher's energy by measurement (it is made once). The interval is
     Fieller's, with Welch's standard error and degrees of freedom for the saving. ``probability`` is that of
@@ -76,7 +78,7 @@ def n_star(
         return BreakEven("unknown", reason="there is no baseline run of this student and data set")
     if not _known(baseline_j) or not _known(distill_j):
         return BreakEven("unknown", reason="the training energy of a run is unknown")
-    difference = mean_difference(baseline_j, distill_j, spread)
+    difference = mean_difference(baseline_j, distill_j, spread, paired)
     saving = difference.value
     point = teacher_j / saving if saving > 0 else None
     span = difference.interval(confidence)

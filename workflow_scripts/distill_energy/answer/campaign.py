@@ -66,14 +66,20 @@ def balance(
     *,
     teacher_sd_j: float = 0.0,
     spread: Spread | None = None,
+    paired: Sequence[Spread | bool | None] = (),
     confidence: float = 0.95,
 ) -> Balance:
     """The balance of a teacher artifact. ``arms``: for each kept student (its baseline's, its own) training joules.
+    ``paired``: for each arm False, or the spread of its pairs of one seed (None where it cannot be pooled).
 
     A consumer's saving is against the mean of its own baseline's runs, so the variance of a student's sum over its n
     runs is n² times that of the difference of means.
     """
-    parts = [(len(own), difference(base, own, spread)) for base, own in arms]
+    parts = []
+    for number, (base, own) in enumerate(arms):
+        pairs = paired[number] if paired else False
+        compared = difference(base, own, spread) if pairs is False else difference(base, own, pairs, paired=True)
+        parts.append((len(own), compared))
     saved = math.fsum(n * part.value for n, part in parts)
     count = sum(n for n, _ in parts)
     baseline = math.fsum(n * math.fsum(base) / len(base) for (n, _), (base, _) in zip(parts, arms, strict=True))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ..ledger.rows import key_of
 from . import inference, quality, trajectory
-from .intervals import Spread, pooled
+from .intervals import Spread, pairs_spread, pooled
 from .options import Options
 from .runs import Row, Run
 
@@ -27,6 +27,7 @@ class Group:
     quality: quality.Quality | None = None
     kept: bool = True  # of its sweep, the setting that is kept
     spread: Spread | None = None  # of its execution class
+    pairs: Spread | None = None  # of its execution class: of differences between arms of one seed
 
     @property
     def first(self) -> Row:
@@ -134,8 +135,9 @@ def _loss(group: Group) -> float | None:
     return math.fsum(t.best for t in group.trajectories) / len(group.trajectories)
 
 
-def mark_spread(groups: Mapping[str, Group]) -> None:
-    """Give each group its class's pooled relative spread of training energy, where the class can be pooled."""
+def mark_spread(groups: Mapping[str, Group], options: Options) -> None:
+    """Give each group its class's pooled relative spread of training energy, where the class can be pooled, and where
+    the study is paired that of its pairs."""
     classes: dict[str | None, list[Group]] = defaultdict(list)
     for group in groups.values():
         classes[group.execution].append(group)
@@ -143,8 +145,24 @@ def mark_spread(groups: Mapping[str, Group]) -> None:
         energies = [g.students_j() for g in members]
         known = [values for values in energies if all(v is not None for v in values)]
         spread = pooled(known) if execution is not None else None
+        pairs = None
+        if options.paired and execution is not None:
+            matched = [(g, baseline_of(g, groups, options)) for g in members]
+            pairs = pairs_spread([(b.students_j(), g.students_j()) for g, b in matched if is_paired(g, b, options)])
+            if spread is not None:  # all groups saw the same seeds' noise: the seeds count once, not once a group
+                seeds = max(len(g.runs) for g in members)
+                spread = Spread(spread.relative, float(max(seeds - 1, 1)))
         for group in members:
-            group.spread = spread
+            group.spread, group.pairs = spread, pairs
+
+
+def is_paired(group: Group, base: Group | None, options: Options) -> bool:
+    """Whether a group is compared with its baseline seed by seed: so configured, and both of the same seeds."""
+    if not options.paired or base is None or base is group:
+        return False
+    seeds, theirs = ([run.row["seed"] for run in g.runs] for g in (group, base))
+    known = None not in (*seeds, *group.students_j(), *base.students_j())
+    return known and seeds == theirs and len(set(seeds)) == len(seeds)
 
 
 def baseline_of(group: Group, groups: Mapping[str, Group], options: Options) -> Group | None:

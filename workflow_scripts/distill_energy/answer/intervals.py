@@ -168,13 +168,47 @@ def shared_variance(found: Sequence[tuple[float, int]], level: float = 0.05) -> 
     return variance, float(df)
 
 
-def difference(first: Sequence[float], second: Sequence[float], spread: Spread | None = None) -> "Difference":
-    """mean(first) − mean(second): with the class's pooled spread where there is one, else Welch's."""
+def difference(
+    first: Sequence[float], second: Sequence[float], spread: Spread | None = None, paired: bool = False
+) -> "Difference":
+    """mean(first) − mean(second): with a pooled spread where there is one, else Welch's.
+
+    ``paired``: the two are of the same seeds in the same order, and ``spread`` that of such pairs (``pairs_spread``).
+    """
+    if paired:
+        return _of_pairs(first, second, spread)
     if spread is None:
         return welch(first, second)
     one, other = math.fsum(first) / len(first), math.fsum(second) / len(second)
     variance = spread.variance(one, len(first)) + spread.variance(other, len(second))
     return Difference(one - other, math.sqrt(variance), spread.df)
+
+
+def _of_pairs(first: Sequence[float], second: Sequence[float], spread: Spread | None) -> Difference:
+    """The mean of a − b over pairs, with Student's t, or with the spread of all pairs of the class."""
+    apart = [a - b for a, b in zip(first, second, strict=True)]
+    value, n = math.fsum(apart) / len(apart), len(apart)
+    if spread is not None:
+        return Difference(value, math.sqrt(spread.variance(math.fsum(first) / n, n)), spread.df)
+    return Difference(value, standard_error(apart), n - 1.0) if n > 1 else Difference(value, None, None)
+
+
+def pairs_spread(arms: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = 0.05) -> Spread | None:
+    """The spread between seeds of (a − b) / mean(a), pooled over pairs of arms; None as in ``pooled``.
+
+    Arms of one baseline share it, so that each baseline's seeds count once in the degrees of freedom.
+    """
+    found = []
+    for first, second in arms:
+        mean = math.fsum(first) / len(first)
+        if len(first) >= 2 and mean > 0:
+            apart = [(a - b) / mean for a, b in zip(first, second, strict=True)]
+            found.append((standard_error(apart) ** 2 * len(apart), len(apart) - 1))
+    shared = shared_variance(found, level)
+    if shared is None:
+        return None
+    once = sum(len(first) - 1 for first in {tuple(first) for first, _ in arms})
+    return Spread(math.sqrt(shared[0]), float(once))
 
 
 def widened(estimate: Estimate, bound: float | None, confidence: float = 0.95) -> Estimate:

@@ -14,6 +14,7 @@ class Options:
     baseline: str = "sft"
     inference_reference: str = "teacher"  # teacher | baseline | a student's name
     confidence: float = 0.95
+    paired: bool = False  # the arms share their seeds' noise
     bootstrap: int = 2000
     drop_unusable: bool = False
     benchmarks: tuple[str, ...] | None = None
@@ -36,6 +37,7 @@ class Options:
             baseline=section.get("baseline", cls.baseline),
             inference_reference=section.get("inference_reference", cls.inference_reference),
             confidence=section.get("confidence", cls.confidence),
+            paired=section.get("paired", cls.paired),
             bootstrap=section.get("bootstrap", cls.bootstrap),
             drop_unusable=section.get("drop_unusable_benchmarks", cls.drop_unusable),
             benchmarks=named,

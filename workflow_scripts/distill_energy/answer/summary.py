@@ -29,6 +29,7 @@ from .groups import (
     build_teachers,
     family,
     incomparable,
+    is_paired,
     mark_kept,
     mark_spread,
     matching,
@@ -90,7 +91,7 @@ def study(rows: Sequence[Row], options: Options | None = None) -> Study:
     for group, settled in zip(named, quality.pool([g.quality for g in named], options.confidence), strict=True):
         group.quality = settled
     mark_kept(groups, options)
-    mark_spread(groups)
+    mark_spread(groups, options)
     kept = {run.key for group in groups.values() if group.kept for run in group.runs}
     share_out(runs, kept)
     places = allocate(rows, kept, source)
@@ -332,7 +333,9 @@ def _break_even(group: Group, base: Group | None, found: Study) -> dict[str, Any
         teacher = mean_interval([r.teacher for r in runs]).value
         shared = {"confidence": options.confidence, "teacher_sd_j": _teacher_sd(runs, options)}
         baseline = base.students_j() if base else []
-        result = n_star(teacher, baseline, group.students_j(), spread=group.spread, **shared)
+        paired = is_paired(group, base, options)
+        spread = group.pairs if paired else group.spread
+        result = n_star(teacher, baseline, group.students_j(), spread=spread, paired=paired, **shared)
         equal, target = _equal_quality(group, base, teacher, shared)
         delta = quality.difference(group.quality, base.quality, options.confidence) if base else (None, None, None)
     return {
@@ -392,12 +395,13 @@ def _balance(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
 
 def _artifact_balance(artifact: Sequence[Key], group: Group, found: Study) -> Balance | None:
     """None where an energy is unknown, or a consumer has no baseline of its class."""
-    arms, selection = [], 0.0
+    arms, paired, selection = [], [], 0.0
     for other in found.sharing(artifact):
         against = baseline_of(other, found.groups, found.options)
         if against is None or incomparable(other, against):
             return None
         arms.append((against.students_j(), other.students_j()))
+        paired.append(other.pairs if is_paired(other, against, found.options) else False)
         spent = [_selection(g, found) for g in (other, against)]
         if None in spent:
             return None
@@ -411,6 +415,7 @@ def _artifact_balance(artifact: Sequence[Key], group: Group, found: Study) -> Ba
         arms,
         teacher_sd_j=_teacher_sd(group.runs, found.options),
         spread=group.spread,
+        paired=paired,
         confidence=found.options.confidence,
     )
 

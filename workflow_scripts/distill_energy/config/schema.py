@@ -79,6 +79,11 @@ class Accounting(Section):
         description="relative half-width of a model's estimate (CodeCarbon was off by up to 0.4 in arXiv 2509.22092); "
         "common to all stages, so it widens energies and cancels in N*",
     )
+    paired: bool = Field(
+        False,
+        description="compare the arms seed by seed, for studies whose runs of one seed share what varies (a host, an "
+        "order of the data); the seeds then count once for all arms",
+    )
     bootstrap: int = Field(2000, ge=100, description="resamples")
     drop_unusable_benchmarks: bool = Field(
         False, description="leave a benchmark out of Q, by name, where the teacher is not above chance (else Q is null)"
