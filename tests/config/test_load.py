@@ -96,6 +96,12 @@ def test_missing_and_broken_files_are_named(tmp_path):
             "name 'a/../../x': letters, digits",
         ),
         (lambda d: d.update(trainning=d["training"]), r"did you mean training\?"),
+        (lambda d: d.update(trainning=d.pop("training")), r"trainning: unknown key.*did you mean training\?"),
+        (
+            lambda d: d["evaluation"]["benchmarks"].update(x={"kind": "gold_acuracy"}),
+            r"benchmarks\.x\.kind: 'gold_acuracy' is not one of gold_accuracy, .*\(did you mean gold_accuracy\?\)",
+        ),
+        (lambda d: d["models"].update(x={"source": "hubb", "id": "a"}), r"models\.x\.source: .*did you mean hub\?"),
     ],
 )
 def test_what_a_stage_could_not_do_is_said_before_any_job(data, change, says):

@@ -173,3 +173,12 @@ def test_unknown_things_are_named(data):
     data["pipelines"]["sft"] = {"kind": "sft", "sweep": {"learning_rate": [-1]}}
     with pytest.raises(UserError, match=r"pipelines\.sft: learning_rate"):
         build_plan(parse_config(data))
+
+
+def test_a_mistyped_kind_is_named_as_the_kind_and_the_right_one_suggested(repo):
+    from distill_energy.config.load import read_yaml
+
+    data = read_yaml(repo / "configs" / "smoke.yaml")
+    data["pipelines"]["mine"] = {"kind": "dk"}
+    with pytest.raises(UserError, match=r"pipelines\.mine\.kind: 'dk' is not one of .*\(did you mean kd\?\)"):
+        build_plan(parse_config(data))

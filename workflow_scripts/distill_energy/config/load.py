@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import UserError
+from .names import meant
 from .schema import Config
 
 
+def _first(error: ValidationError) -> Any:
+    """The error to show: a key that is not known before one that lacks, since it may be that one mistyped."""
+    found = error.errors()
+    return next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+
+
 def _problem(error: ValidationError) -> str:
-    item = error.errors()[0]
+    item = _first(error)
     where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown key"
+    if item["type"] == "union_tag_invalid":  # kind: or source: of a section
+        key, tags = item["ctx"]["discriminator"].strip("'"), item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        given = item["ctx"]["tag"]
+        return f"{where}.{key}: {given!r} is not one of {', '.join(tags)}{meant(given, tags)}"
     given = item.get("input")
     shown = (
         f" (found {given!r})" if isinstance(given, str | int | float | bool) and item["type"] != "value_error" else ""
@@ -27,7 +37,7 @@ def _problem(error: ValidationError) -> str:
 
 def allowed_keys(error: ValidationError) -> str:
     """The keys allowed where an unknown key was found, for the error's line."""
-    item = error.errors()[0]
+    item = _first(error)
     if item["type"] != "extra_forbidden":
         return ""
     import types
@@ -48,9 +58,7 @@ def allowed_keys(error: ValidationError) -> str:
         tagged = [c for c in current for f in c.model_fields.values() if part in typing.get_args(f.annotation)]
         current = step or tagged or current
     keys = sorted({key for model in current for key in model.model_fields})
-    close = difflib.get_close_matches(str(item["loc"][-1]), keys, 1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    return f"{meant}; allowed: {', '.join(keys)}" if keys else ""
+    return f"{meant(item['loc'][-1], keys)}; allowed: {', '.join(keys)}" if keys else ""
 
 
 #: Values that a configuration may hold, aliases counted as often as they stand.

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 MOST = 80  # characters of a name in the configuration
 MOST_JOINED = 200  # of an artifact's name, which joins several; file systems take 255 bytes
+
+
+def meant(given: object, known: Iterable[str]) -> str:
+    """`` (did you mean kd?)`` for a slip of one of ``known``, two letters changed over included; else an empty text."""
+    names = list(known)
+    swapped = [name for name in names if sorted(name) == sorted(str(given))]
+    close = swapped or difflib.get_close_matches(str(given), names, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def check_name(name: str) -> str:

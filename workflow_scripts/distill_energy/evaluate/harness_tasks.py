@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config.names import meant
 from ..errors import UserError
 from .result import Item
 
@@ -31,9 +31,8 @@ def manager_of(task: str, include_path: str | None):
     else:
         manager = TaskManager()
     if task not in manager.all_tasks:
-        close = difflib.get_close_matches(task, manager.all_tasks, 1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"evaluation: lm-eval has no task {task!r}{meant}; one of your own needs include_path")
+        slip = meant(task, manager.all_tasks)
+        raise UserError(f"evaluation: lm-eval has no task {task!r}{slip}; one of your own needs include_path")
     return manager
 
 

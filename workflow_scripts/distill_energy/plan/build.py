@@ -5,12 +5,12 @@ Pure but for local sources, whose content is part of a version; nothing heavy is
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ..config.evaluation import NEEDS_TEACHER, Benchmark
+from ..config.names import meant
 from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
 from ..errors import UserError
@@ -235,9 +235,8 @@ class _Builder:
             kind.settings(_own(setting))
             return kind
         except KeyError as error:
-            close = difflib.get_close_matches(setting.kind, kinds(), 1)
-            meant = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"config.yaml: pipelines.{setting.pipeline}.kind: {error.args[0]}{meant}") from None
+            where = f"config.yaml: pipelines.{setting.pipeline}.kind"
+            raise UserError(f"{where}: {error.args[0]}{meant(setting.kind, kinds())}") from None
         except UserError as error:
             raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {error.args[0]}") from None
 
