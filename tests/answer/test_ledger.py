@@ -112,6 +112,48 @@ def test_more_wasted_than_spent_is_rejected(root):
     assert "exceeds" in collect_rows([root])[1][0].message
 
 
+def _attempt(**values):
+    return lambda d: d["attempts"][0].update(values)
+
+
+def _component(**values):
+    return lambda d: d["energy"]["components"][1].update(values)
+
+
+CONTRADICTIONS = {
+    "attempts": (lambda d: d["attempts"][0]["components"][1].update(gross_j=1.0), "not the sum of its attempts"),
+    "idle": (lambda d: d["energy"].update(idle_j=1e9), "energy.idle_j 1000000000.0 exceeds gross_j"),
+    "idle of a component": (_component(idle_j=1e9), "cpu: idle_j 1000000000.0 exceeds gross_j"),
+    "coverage": (lambda d: d["quality"].update(coverage=1.2), "quality.coverage = 1.2: a share is between 0 and 1"),
+    "an attempt's coverage": (lambda d: d["attempts"][0]["quality"].update(coverage=-0.1), "between 0 and 1"),
+    "negative time": (_attempt(wall_s=-1.0), "wall_s = -1.0: time is not negative"),
+    "ends before it begins": (_attempt(end_mono_s=-5.0), "end_mono_s -5.0 is before start_mono_s 0.0"),
+    "ends on an earlier day": (_attempt(end_utc="2026-11-23T10:00:00Z"), "end_utc 2026-11-23T10:00:00Z is before"),
+    "no time": (_attempt(end_utc="yesterday"), "not ISO 8601 times"),
+    "CO2e": (lambda d: d["co2e"].update(g=5.0), "co2e.g 5.0 is not energy × PUE × grid intensity"),
+    "PUE": (lambda d: d["co2e"].update(pue=0.5), "co2e.pue = 0.5: a facility draws no less than its hosts"),
+    "source": (lambda d: d["energy"].update(source="measured"), "but a component of it is estimated"),
+    "J/token": (
+        lambda d: d.update(j_per_token={"value": 3.0, "divides_by": "processed"}),
+        "j_per_token 3.0 is not",
+    ),
+    "tokens": (lambda d: d["tokens"].update(processed=-1), "tokens.processed = -1: a count is not negative"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_sidecar_that_contradicts_itself_is_rejected_by_name(root, case):
+    change, words = CONTRADICTIONS[case]
+    folder = kd_training(root)
+    edit(folder, change)
+    rows, problems = collect_rows([root])
+    rejected = [p for p in problems if p.kind == "rejected"]
+    assert [p.path for p in rejected] == [str(folder / "energy.json")]
+    assert rejected[0].message.startswith(f"{folder}/energy.json: ") and words in rejected[0].message
+    assert "\n" not in rejected[0].message
+    assert not any(r["path"] == str(folder) for r in rows)
+
+
 def test_a_sidecar_in_another_folder_than_it_says_is_rejected(root):
     folder = kd_training(root)
     shutil.copytree(folder, folder.with_name("copied00000"))

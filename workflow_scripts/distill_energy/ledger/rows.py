@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from ..energy.attempts import made_it
 from ..errors import UserError
-from ..store.sidecar import STAGES, Component, Sidecar, total, wall_seconds
+from ..store.sidecar import STAGES, Attempt, Component, Sidecar, total, wall_seconds
 from .graph import Key
 
 #: Ledger columns and their Arrow types (see ``schema``). ``*_j`` joules, ``wall_s`` seconds, ``co2e_g`` grams.
@@ -348,12 +349,26 @@ def check(sidecar: Sidecar, key: Key, origin: str) -> None:
     if energy.gross_j is not None and spent is not None and abs(spent - energy.gross_j) > 1e-3 * max(spent, 1.0):
         raise UserError(f"{origin}: energy.gross_j {energy.gross_j} is not the sum of its attempts {spent}")
     for attempt in sidecar.attempts:
-        if attempt.wall_s is not None and not attempt.wall_s >= 0:
-            raise UserError(f"{origin}: attempt {attempt.id}: wall_s = {attempt.wall_s}: time is not negative")
+        _check_times(attempt, origin)
+    for component in energy.components:
+        gross, idle = component.gross_j, component.idle_j
+        if gross is not None and idle is not None and idle > IDLE_MARGIN * gross:
+            name = component.device or component.component
+            raise UserError(f"{origin}: {name}: idle_j {idle} exceeds gross_j {gross}")
+    if energy.source == "measured" and any(c.source == "estimated" and c.in_total for c in energy.components):
+        raise UserError(f"{origin}: energy.source is measured, but a component of it is estimated")
+    rate = sidecar.j_per_token
+    count = None if rate.divides_by is None else getattr(sidecar.tokens, rate.divides_by)
+    said = rate.value * count if rate.value is not None and count else None
+    if None not in (said, energy.gross_j) and abs(said - energy.gross_j) > 1e-3 * max(energy.gross_j, 1e-9):
+        shown = f"{energy.gross_j} J ÷ {count} {rate.divides_by} tokens"
+        raise UserError(f"{origin}: j_per_token {rate.value} is not {shown}")
     for quality in (sidecar.quality, *(attempt.quality for attempt in sidecar.attempts)):
         if quality.coverage is not None and not 0 <= quality.coverage <= 1 + 1e-9:
             raise UserError(f"{origin}: quality.coverage = {quality.coverage}: a share is between 0 and 1")
     carbon = sidecar.co2e
+    if carbon.pue is not None and not carbon.pue >= 1:
+        raise UserError(f"{origin}: co2e.pue = {carbon.pue}: a facility draws no less than its hosts")
     if carbon.g is not None and carbon.intensity_g_per_kwh is not None and energy.gross_j is not None:
         grams = energy.gross_j / JOULES_PER_KWH * (carbon.pue or 1.0) * carbon.intensity_g_per_kwh
         if abs(grams - carbon.g) > 1e-3 * max(grams, 1e-9):
@@ -363,6 +378,23 @@ def check(sidecar: Sidecar, key: Key, origin: str) -> None:
             raise UserError(f"{origin}: tokens.{name} = {value}: a count is not negative")
     if sidecar.co2e.g is not None and sidecar.co2e.g < 0:
         raise UserError(f"{origin}: co2e.g = {sidecar.co2e.g}: grams are not negative")
+
+
+def _check_times(attempt: Attempt, origin: str) -> None:
+    """Raise UserError for an attempt, or a phase of it, that ended before it began."""
+    where = f"{origin}: attempt {attempt.id}"
+    for name, seconds in (("wall_s", attempt.wall_s), *((f"phase {p.name}", p.wall_s) for p in attempt.phases)):
+        if seconds is not None and not seconds >= 0:
+            raise UserError(f"{where}: {name} = {seconds}: time is not negative")
+    if attempt.end_mono_s is not None and attempt.end_mono_s < attempt.start_mono_s:
+        raise UserError(f"{where}: end_mono_s {attempt.end_mono_s} is before start_mono_s {attempt.start_mono_s}")
+    try:
+        times = [dt.datetime.fromisoformat(t) for t in (attempt.start_utc, attempt.end_utc) if t is not None]
+        backwards = len(times) == 2 and times[1] < times[0]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: start_utc, end_utc: not ISO 8601 times ({error})") from None
+    if backwards:
+        raise UserError(f"{where}: end_utc {attempt.end_utc} is before start_utc {attempt.start_utc}")
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
