@@ -247,10 +247,11 @@ def test_the_shipped_rates_serve_the_published_study(repo, tmp_path):
     config = load_config(repo / "configs" / "olmo2.yaml")
     result = plan_forecast(config, tmp_path, rates=Rates(read_rates("h200-olmo2"), "rates h200-olmo2"))
     rows = [row for row in result.executions if row["source"].startswith("rates")]
-    assert {row["stage"] for row in rows} == {"teacher_logits", "student_training", "evaluation"}
-    assert {row["student"] for row in rows if row["stage"] == "student_training"} == {
-        "olmo2-1b"
-    }  # no other was measured
+    assert {row["stage"] for row in rows} == {"teacher_logits", "teacher_generation", "student_training", "evaluation"}
+    trained = {(row["pipeline"], row["student"]) for row in rows if row["stage"] == "student_training"}
+    assert trained == {("sft", "olmo2-1b"), ("kd", "olmo2-1b"), ("sft", "olmo2-13b")}  # nothing else was measured
+    answers = {row["source"] for row in rows if row["stage"] == "teacher_generation"}
+    assert answers == {"rates h200-olmo2, by transformers"}  # the study asks for vLLM
 
 
 def test_bad_minutes_are_refused(smoke):

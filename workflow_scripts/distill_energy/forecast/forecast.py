@@ -219,7 +219,10 @@ def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str], w
         if (row := found.kinds.get(kind)) is not None and row["joules"] is not None:
             done = _draw(host.rng, count, host.draws, host.guess)
             joules, seconds = joules + done * row["joules"], seconds + done * row["seconds"]
-    return joules, seconds, f"{rates.name}" + (", in part FLOPs" if lacking else "")
+    by = {
+        text.partition(":")[0] for row in found.kinds.values() for text in row.get("notes") or () if text[:3] == "by "
+    }
+    return joules, seconds, ", ".join([rates.name, *sorted(by), *(["in part FLOPs"] if lacking else [])])
 
 
 def _worker(host: _Host, rates: Rates):

@@ -78,11 +78,11 @@ def _stars(axes: Any, stars: Sequence[Any]) -> None:
                 fontsize=6.8,
             )
             continue
-        measured = star.ours_basis == "measured"
+        measured = star.ours_basis.startswith("measured")
         axes.plot([star.ours_low, star.ours_high], [index, index], color=OURS, lw=2, alpha=0.5)
         axes.plot(star.ours, index, "o", color=OURS, ms=6, mfc=OURS if measured else "white")
         text = f"{number(star.ours)} ({number(star.ours_low, 2)} to {number(star.ours_high, 2)})"
-        text += "" if measured else ", extrapolated"
+        text += star.ours_basis.removeprefix("measured") if measured else ", extrapolated"
         axes.annotate(text, (1.01, index), xycoords=("axes fraction", "data"), va="center", fontsize=6.8)
     axes.set_yticks(range(len(stars)), [f"{s.pipeline} {s.student}" for s in stars])
     axes.set_ylim(len(stars) - 0.4, -0.6)
