@@ -206,7 +206,7 @@ def paragraph(works: Sequence[Work], stars: Sequence[Star]) -> str:
                 f"At measured rates {what} takes {work.ours_j_per_token:.3g} J/token where "
                 f"{work.published_j_per_token:.3g} is published, {less:.0f} "
                 f"times less ({work.published_kwh:.2f} kWh becomes {work.ours_kwh:.2f}; "
-                f"{work.ours_basis.partition(': ')[2]}, where the log's card was an H100)."
+                f"{work.ours_basis.partition(': ')[2]}, the logs: H100)."
             )
     if star.ours is not None and star.published is not None and star.flops is not None:
         unequal = (
@@ -218,8 +218,8 @@ def paragraph(works: Sequence[Work], stars: Sequence[Star]) -> str:
             f"N* of KD for the {star.student} student is {star.published:.0f} as published, {star.flops:.0f} in FLOPs "
             f"and {star.ours:.1f} at measured rates ({star.ours_low:.1f} to {star.ours_high:.1f} over the settings "
             "that were measured). The count in FLOPs is distillation alone: the teacher's pass over the tokens that "
-            f"the student is spared. Where the published one differs, {unequal}. So the kilowatt-hours were utilisation; "
-            "that a distilled student must be reused several times to pay for its teacher was not."
+            f"the student is spared. Where the published one differs, {unequal}. So the kilowatt-hours were "
+            "utilisation; that a distilled student must be reused several times to pay for its teacher was not."
         )
     if any(s.ours is None for s in stars):
         names = ", ".join(f"{s.pipeline} {s.student}" for s in stars if s.ours is None)
