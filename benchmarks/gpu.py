@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Olmo2Config
 
-import distill_energy.train.setup as setup_module
+import distill_energy.train.learner as learner_module
 from distill_energy.config.training import Training
 from distill_energy.energy import Meter, MeterConfig
 from distill_energy.kd.cache.codec import pack
@@ -45,7 +45,6 @@ from distill_energy.store.atomic import write_parquet
 from distill_energy.teacher.logits import Examples, Teacher, length_batches, load_examples, make_shard
 from distill_energy.train.job import Job, Peers
 from distill_energy.train.loop import Loop
-from distill_energy.train.setup import Setup
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 #: Of OLMo-2 (hidden size, layers, width of the feed-forward part, heads, heads of keys and values).
@@ -187,10 +186,10 @@ class Product:
 
     def __init__(self, inputs: dict[str, Path], size: str, kind: str, temperature: float = 1.0, **training: Any):
         scale = Scale(size)
-        setup_module.load_model = lambda spec, inputs, dtype="auto", device=None, for_training=False: _trained(
+        learner_module.load_model = lambda spec, inputs, dtype="auto", device=None, for_training=False: _trained(
             random_model(size, getattr(torch, dtype))
         )
-        setup_module.load_tokenizer = lambda spec, inputs: tiny_tokenizer()
+        learner_module.load_tokenizer = lambda spec, inputs: tiny_tokenizer()
         recipe = {"max_steps": 1000, "learning_rate": 5e-5, "eval_every": 1000, "batch_size": scale.batch}
         recipe |= {"precision": "bf16_stochastic", "packing": True, **training}
         pipeline = {"kind": kind, "options": {}}
@@ -200,9 +199,8 @@ class Product:
         params["training"] = Training.model_validate(recipe).model_dump(mode="json")
         work = Path(tempfile.mkdtemp())
         job = Job(params, inputs, work, NoMeter(), lambda message: None, peers=Peers(device=DEVICE))
-        self.setup = Setup(job)
-        self.loop = Loop(job, self.setup)
-        self.note = self.setup.attention
+        self.loop = Loop(job)
+        self.note = self.loop.learner.attention
 
     def step(self) -> int:
         """Tokens of a step."""
@@ -211,12 +209,12 @@ class Product:
         return self.loop.state.tokens - before
 
     def flops(self, steps: range) -> float:
-        lengths, labels = self.setup.train.lengths(), self.setup.train.label_counts()
+        lengths, labels = self.loop.data.train.lengths(), self.loop.data.train.label_counts()
         rows = (self.loop.sampler.batch(step) for step in steps)
         batches = ((lengths[index], int(labels[index].sum())) for index in rows)
-        training = self.setup.training
-        again = bool(training["gradient_checkpointing"])
-        found = flops_of_training(self.setup.student.lm, batches, (), again, self.setup.adapted)
+        learner = self.loop.learner
+        again = bool(learner.training["gradient_checkpointing"])
+        found = flops_of_training(learner.student.lm, batches, (), again, learner.adapted)
         return found["flops"] - found["flops_recompute"]  # model FLOPs: work that a step needs
 
     def close(self) -> None:

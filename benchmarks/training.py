@@ -93,9 +93,8 @@ def finished(results: Path) -> dict[str, Path]:
 def compare(jobs: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
     """Mean processor and wall seconds a step of each, taken in turns, after two steps of warming up."""
     from distill_energy.train.loop import Loop
-    from distill_energy.train.setup import Setup
 
-    loops = {name: Loop(job, Setup(job)) for name, job in jobs.items()}
+    loops = {name: Loop(job) for name, job in jobs.items()}
     spent = {name: [0.0, 0.0] for name in loops}
     for number in range(steps + 2):
         for name, loop in loops.items():
@@ -138,11 +137,9 @@ def job_of(
 def measure(job: Any, steps: int) -> dict[str, float]:
     """Processor and wall seconds a step (after one step of warming up), and processor seconds of the preparation."""
     from distill_energy.train.loop import Loop
-    from distill_energy.train.setup import Setup
 
     begin = time.process_time()
-    setup = Setup(job)
-    loop = Loop(job, setup)
+    loop = Loop(job)
     ready = time.process_time() - begin
     loop._step()
     tokens, cpu, wall = loop.state.tokens, time.process_time(), time.perf_counter()

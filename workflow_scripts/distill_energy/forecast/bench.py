@@ -371,11 +371,10 @@ def training(bench: Bench) -> None:
         from ..models.sources import load_tokenizer
         from ..train.budget import GOLD_SHARE, OWN_SHARE, evaluation_rows
         from ..train.job import Job, Peers
-        from ..train.loop import Loop
         from ..train.memory import keep_freed_memory
         from ..train.processes import device_of
+        from ..train.reference import loop_of
         from ..train.run import save_student
-        from ..train.setup import Setup
         from .shapes import shaped
     device = device_of("cuda" if torch.cuda.is_available() else "cpu", 0)
     kind = pipelines.get(params["pipeline"]["kind"])
@@ -398,12 +397,12 @@ def training(bench: Bench) -> None:
     with bench.part_of_each("load"):
         work = Path(job["work"]) / "training"
         task = Job(params, inputs, work, Uncounted(), silent, "rates", "", None, Peers(device=device))
-        setup = Setup(task)
-        bench.notes += [setup.precision.note] if setup.precision.note else []
-        loop = Loop(task, setup)
-        loop.gold = setup.gold_rows(evaluation_rows(recipe, GOLD_SHARE))
-        loop.own = setup.own_rows(evaluation_rows(recipe, OWN_SHARE))
-    bench.facts["parameters"] = setup.parameters
+        loop = loop_of(task)
+        learner, data = loop.learner, loop.data
+        bench.notes += [learner.precision.note] if learner.precision.note else []
+        loop.gold = data.gold_rows(evaluation_rows(recipe, GOLD_SHARE))
+        loop.own = data.own_rows(evaluation_rows(recipe, OWN_SHARE))
+    bench.facts["parameters"] = learner.parameters
     checked = sum(int(rows.lengths().sum()) for rows in (loop.gold, loop.own) if rows is not None)
 
     def step() -> int:
@@ -419,27 +418,27 @@ def training(bench: Bench) -> None:
     try:
         bench.repeat("train", step, 0.75, batch=recipe["batch_size"])
         bench.repeat("forward", evaluate, 0.25)
-        lengths_, labels = setup.train.lengths(), setup.train.label_counts()
+        lengths_, labels = data.train.lengths(), data.train.label_counts()
         steps = [loop.sampler.batch(i) for i in range(loop.state.step)]
-        if setup.live is None:
+        if loop.live is None:
             batches = ((lengths_[index], int(labels[index].sum())) for index in steps)
             again = bool(recipe["gradient_checkpointing"])
-            one = flops_of_training(setup.student.lm, batches, (), again, setup.adapted)
+            one = flops_of_training(learner.student.lm, batches, (), again, learner.adapted)
             bench.facts["flops_per_token"] = {"train": per(one.get("flops"), loop.state.tokens)}
         with bench.phase("keep") as kept:  # a copy of the weights at each evaluation that is the best so far
-            loop.best.keep(setup, loop.state.step)
+            loop.best.keep(learner, loop.state.step)
         bench.windows.append({"kind": "keep", "tokens": None, "seconds": kept.wall_s, "joules": kept.joules})
-        if setup.parameters < SAVED:
+        if learner.parameters < SAVED:
             with bench.part_of_each("save"):
-                save_student(setup, loop.final_weights(), Path(job["work"]) / "student")
+                save_student(learner, loop.final_weights(), Path(job["work"]) / "student")
         else:
             bench.notes.append("its weights were not saved: too large for a trial")
     finally:
         loop.feed.close()
     bench.facts |= {
-        "precision": setup.precision.used,
-        "kernel": kernel_version(setup.settings.ce_kernel),
-        "tokens_per_example": float(setup.train.lengths().mean()),
+        "precision": learner.precision.used,
+        "kernel": kernel_version(learner.settings.ce_kernel),
+        "tokens_per_example": float(data.train.lengths().mean()),
         "evaluation_tokens": checked,
     }
 

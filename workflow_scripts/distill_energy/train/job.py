@@ -1,16 +1,21 @@
-"""What one training needs to know: the stage's parameters and inputs, and this process's place among its peers."""
+"""What one training needs to know: the stage's parameters and inputs, and the process group that it is one of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Peers:
-    """This process among those that train together. ``device`` is a torch device."""
+    """The process group, as one of its processes sees it. ``device`` is a torch device."""
 
     rank: int = 0
     local_rank: int = 0
@@ -21,6 +26,32 @@ class Peers:
     def leads(self) -> bool:
         """Whether this process writes files, logs and meters."""
         return self.rank == 0
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Sum over the processes."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def reduce_counts(self, *counts: int) -> tuple[int, ...]:
+        """Sum integers over the processes."""
+        if self.world == 1:
+            return counts
+        total = self.reduce(torch.tensor(counts, dtype=torch.int64, device=self.device))
+        return tuple(total.tolist())
+
+    def agree(self, decision: bool) -> bool:
+        """The leading process's decision, in every process."""
+        if self.world == 1:
+            return decision
+        value = torch.tensor([int(decision)], device=self.device)
+        torch.distributed.broadcast(value, 0)
+        return bool(value.item())
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            torch.distributed.barrier()
 
 
 @dataclass

@@ -14,38 +14,54 @@ from ..errors import UserError
 from . import checkpoint
 from .batching import Batch, Sampler, collate
 from .budget import GOLD_SHARE, OWN_SHARE, evaluation_rows, evaluation_steps
+from .data import TrainingData
 from .feed import Feed
 from .job import Job
+from .learner import Learner
+from .live_teacher import LiveTeacher
 from .preemption import Preemption
 from .progress import Progress
 from .schedule import learning_rate
-from .setup import Setup
 from .state import BestWeights, State
 
 #: A checkpoint waits until this many times its own writing time has passed since the last: at most 5 % of the time.
 CHECKPOINT_SPACING = 20
+#: Examples in a batch without gradients: activations are not kept, so more of them fit.
+EVALUATION_BATCH = 8
 #: Least seconds between two readings of the meter outside evaluations.
 METER_SPACING_S = 0.5
 
 
 class Loop:
-    """Trains ``setup.student`` until the last step or until the evaluation loss stops falling."""
+    """Trains a job's student until the last step or until the evaluation loss stops falling.
 
-    def __init__(self, job: Job, setup: Setup) -> None:
-        self.job, self.setup = job, setup
-        self.training, self.peers = job.training, job.peers
-        choices = setup.choices
+    Holds the three things that a training is made of: ``data``, ``learner`` (model with optimiser) and ``peers`` (the
+    process group). Raises UserError for what in the job does not fit together.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.training, self.peers = job, job.training, job.peers
+        if self.training["batch_size"] % self.peers.world:
+            raise UserError(
+                f"training.batch_size {self.training['batch_size']} is not a multiple of its {self.peers.world} "
+                "processes"
+            )
+        self.learner = learner = self.make_learner()
+        self.data = data = TrainingData(job, learner.tokenizer, learner.vocabulary)
+        self.live = None
+        if learner.pipeline.live_teacher:
+            longest = int(data.train.lengths().max())
+            self.live = LiveTeacher(job, learner.student.lm, learner.tokenizer, learner.settings.options, longest)
         # A packed row has no padding, so its batch need not be of one length: random batches learn more in few steps.
         bucketed = not self.training["packing"]
-        self.sampler = Sampler(setup.train.lengths(), self.training["batch_size"], job.seed, bucketed)
-        self.labels = setup.train.label_counts()
+        self.sampler = Sampler(data.train.lengths(), self.training["batch_size"], job.seed, bucketed)
+        self.labels = data.train.label_counts()
         self.feed = Feed(self._prepare, self.training["max_steps"], self.peers.device)
-        self.evaluations = set(
-            evaluation_steps({**self.training, "eval_every": choices.eval_every(self.training["eval_every"])})
-        )
+        self.evaluations = set(evaluation_steps({**self.training, "eval_every": self.eval_every}))
+        self.evaluation_batch_size = EVALUATION_BATCH
         self.state = State()
         self.best = BestWeights()
-        self.probe = setup.probe()
+        self.probe = learner.probe()
         self.checkpoints = job.work / "checkpoints"
         self.last_checkpoint = -math.inf
         self.checkpoint_step = 0
@@ -53,8 +69,37 @@ class Loop:
         self.meter_read = time.monotonic()
         self.preemption = Preemption()
         self.ending = False  # whether some process was told to end, as all of them know
-        self.gold = setup.gold_rows(evaluation_rows(self.training, GOLD_SHARE))
-        self.own = setup.own_rows(evaluation_rows(self.training, OWN_SHARE))
+        self.gold = data.gold_rows(evaluation_rows(self.training, GOLD_SHARE))
+        self.own = data.own_rows(evaluation_rows(self.training, OWN_SHARE))
+
+    # --- what another recipe may choose (see ``reference.py``) -----------------------------------------------------
+
+    def make_learner(self) -> Learner:
+        """The model with its optimiser."""
+        return Learner(self.job)
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between evaluations."""
+        return self.training["eval_every"]
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step (from 0)."""
+        training = self.training
+        names = ("learning_rate", "warmup_steps", "max_steps", "schedule")
+        return learning_rate(step, *(training[name] for name in names))
+
+    def divisor(self, batch_labels: int, micro_labels: int, micro_batches: int) -> int:
+        """What the sum over a micro-batch's labels is divided by before its gradient is added."""
+        return batch_labels
+
+    def stops(self) -> bool:
+        """Whether to stop after an evaluation."""
+        return self.state.stale >= self.training["patience"]
+
+    def final_weights(self) -> Any:
+        """The weights to save: the best evaluation's. All processes call it together."""
+        return self.learner.export() if self.best.step is None else self.best.weights
 
     # --- run -----------------------------------------------------------------------------------------------------
 
@@ -88,67 +133,58 @@ class Loop:
         state.stop_reason = state.stop_reason or "max_steps"
         return state
 
-    def final_weights(self) -> Any:
-        """The weights to save: the best evaluation's, unless the last are asked for. All processes call it together."""
-        if self.best.step is not None and self.setup.choices.keeps_best:
-            return self.best.weights
-        return self.setup.export()
-
     def _prepare(self, step: int) -> tuple[int, list[tuple[Batch, Any]]]:
         """Labels of a step's whole batch, and this process's micro-batches with the teacher's rows.
 
         A function of the step alone; runs in the feed's thread.
         """
-        setup, peers = self.setup, self.peers
+        data, learner, peers = self.data, self.learner, self.peers
         index = self.sampler.batch(step)
         pieces = []
-        for piece in setup.pieces(index[peers.rank :: peers.world]):
-            batch = collate(setup.train, piece, setup.pad_id, self.training["packing"], peers.device)
-            pieces.append((batch, setup.teacher_rows(batch)))
+        for piece in data.micro_batches(index[peers.rank :: peers.world], learner.packed_tokens):
+            batch = collate(data.train, piece, learner.pad_id, self.training["packing"], peers.device)
+            pieces.append((batch, data.teacher_rows(batch)))
         return int(self.labels[index].sum()), pieces
 
     def _step(self) -> dict[str, Any]:
         """One optimiser step over this process's share of the batch. Returns its row of the trajectory."""
-        state, setup, training, peers = self.state, self.setup, self.training, self.peers
+        state, learner, training, peers = self.state, self.learner, self.training, self.peers
         # Random numbers (dropout) are a function of the step, so that no generator's state needs saving.
         torch.manual_seed((job_seed(self.job.seed, state.step) + peers.rank) % 2**63)
-        n_labels, pieces = setup.rolled_out(state.step, *self.feed.take(state.step))
+        n_labels, pieces = self.feed.take(state.step)
+        if self.live is not None:  # what was made ready are prompts: the student answers them
+            n_labels, pieces = self.live.rollout(
+                state.step, self.data.train, pieces, learner.pad_id, training["packing"]
+            )
         sums = torch.zeros(3, dtype=torch.float64, device=peers.device)
         padding = processed = 0
         for number, (batch, teacher) in enumerate(pieces):
             last = number == len(pieces) - 1
-            with contextlib.nullcontext() if last else setup.no_sync():
-                total, ce, kl = setup.module(batch, teacher)
+            with contextlib.nullcontext() if last else learner.no_sync():
+                total, ce, kl = learner.module(batch, teacher)
                 # Data-parallel wrappers average gradients over processes; the labels of all of them are the divisor.
-                divisor = setup.choices.divisor(n_labels, len(batch.labels), len(pieces) * peers.world)
+                divisor = self.divisor(n_labels, len(batch.labels), len(pieces) * peers.world)
                 (total * (peers.world / divisor)).backward()
             sums += torch.stack([total.detach().double(), ce.double(), kl.double()])
             padding += batch.padding
             processed += batch.processed
-        sums = setup.reduce(sums)
-        padding, processed, told = setup.reduce_counts(padding, processed, int(self.preemption.asked))
+        sums = peers.reduce(sums)
+        padding, processed, told = peers.reduce_counts(padding, processed, int(self.preemption.asked))
         self.ending = told > 0
-        norm = setup.clip(training["gradient_clip"])
+        norm = learner.clip(training["gradient_clip"])
         train_loss, ce, kl, grad_norm = (*(sums / n_labels).tolist(), float(norm))
         for name, value in (("loss", train_loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise UserError(
                     f"{self.job.name}: {name} is {value} at step {state.step + 1} (learning rate "
-                    f"{training['learning_rate']:g}, precision {setup.precision.used}); lower training.learning_rate"
+                    f"{training['learning_rate']:g}, precision {learner.precision.used}); lower training.learning_rate"
                 )
-        rate = learning_rate(
-            state.step,
-            training["learning_rate"],
-            training["warmup_steps"],
-            training["max_steps"],
-            training["schedule"],
-            setup.choices.schedule_stretch(),
-        )
+        rate = self.rate(state.step)
         probing = state.step == 0 or state.step + 1 in self.evaluations
         if probing:
             self.probe.start()
-        setup.optimizer.step(rate, state.step)
-        setup.module.zero_grad(set_to_none=True)
+        learner.optimizer.step(rate, state.step)
+        learner.module.zero_grad(set_to_none=True)
         share_changed = self.probe.share() if probing else None
         if peers.leads:
             for kind, count in (("processed", processed), ("loss", n_labels), ("padding", padding)):
@@ -174,8 +210,8 @@ class Loop:
         if not math.isfinite(own):
             raise UserError(f"{self.job.name}: evaluation loss is {own} at step {state.step}")
         if state.note_evaluation(own, gold, self.training["epsilon"]):
-            self.best.keep(self.setup, state.step)
-        if self.setup.choices.stops(state.losses, state.stale, self.training["patience"]):
+            self.best.keep(self.learner, state.step)
+        if self.stops():
             state.stop_reason = "early_stopping"
         if self.peers.leads:
             self.job.log(f"{self.job.name}: step {state.step}: validation loss {own:.4f} (gold {gold:.4f})")
@@ -184,22 +220,23 @@ class Loop:
     @torch.no_grad()
     def _mean_loss(self, rows: Any) -> float:
         """Cross-entropy a label over ``rows`` (examples), shared among the processes."""
-        setup, peers = self.setup, self.peers
-        setup.module.eval()
+        learner, peers = self.learner, self.peers
+        learner.module.eval()
         order = rows.lengths().argsort(kind="stable")[peers.rank :: peers.world]
-        size = setup.evaluation_batch_size
+        size = self.evaluation_batch_size
         total = torch.zeros(1, dtype=torch.float64, device=peers.device)
-        for i in range(0, setup.evaluation_rounds(len(rows), size) * size, size):
+        rounds = math.ceil(math.ceil(len(rows) / peers.world) / size)  # in every process, also where fewer are left
+        for i in range(0, rounds * size, size):
             # Sharded weights are gathered by all processes together, so one with nothing left repeats its first row.
             part = order[i : i + size]
             idle = len(part) == 0
             part = rows_or_first(part)
-            batch = collate(rows, part, setup.pad_id, self.training["packing"], peers.device)
-            ce, _, _ = setup.module(batch, None, True)
+            batch = collate(rows, part, learner.pad_id, self.training["packing"], peers.device)
+            ce, _, _ = learner.module(batch, None, True)
             if not idle:
                 total += ce.double()
-        setup.module.train()
-        return float(setup.reduce(total)) / int(rows.label_counts().sum())
+        learner.module.train()
+        return float(peers.reduce(total)) / int(rows.label_counts().sum())
 
     # --- meter ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +268,7 @@ class Loop:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed."""
-        return {"version": self.job.version, "world": self.peers.world, "precision": self.setup.precision.used}
+        return {"version": self.job.version, "world": self.peers.world, "precision": self.learner.precision.used}
 
     def _checkpoint(self) -> None:
         """Write one if it is time."""
@@ -239,7 +276,7 @@ class Loop:
         if state.step - self.checkpoint_step < every or state.step >= self.training["max_steps"] or state.stop_reason:
             return
         spacing = CHECKPOINT_SPACING * self.checkpoint_s
-        if not self.setup.agree(time.monotonic() - self.last_checkpoint < spacing):
+        if not self.peers.agree(time.monotonic() - self.last_checkpoint < spacing):
             self._write_checkpoint()
 
     def _told_to_end(self) -> bool:
@@ -258,19 +295,26 @@ class Loop:
 
     def _write_checkpoint(self) -> None:
         state, now = self.state, time.monotonic()
-        if self.setup.split or self.peers.leads:
+        if self.learner.split or self.peers.leads:
             with self.job.meter.phase("checkpoint"):
                 content = {"identity": self.identity(), "state": state.to_dict(), "best": self.best.state_dict()}
-                content |= self.setup.state_dict()
-                checkpoint.save(self.checkpoints, state.step, content, self._part(), self.setup.barrier)
+                content |= self.learner.state_dict()
+                if self.live is not None:
+                    content["live"] = self.live.state_dict()
+                checkpoint.save(self.checkpoints, state.step, content, self._part(), self._all_written)
         self.checkpoint_step = state.step
         self.checkpoint_s = time.monotonic() - now
         state.checkpoint_s += self.checkpoint_s
         self.last_checkpoint = time.monotonic()
 
+    def _all_written(self) -> None:
+        """Wait for all processes, where each writes a part of the weights."""
+        if self.learner.split:
+            self.peers.barrier()
+
     def _part(self) -> int:
         """Which file of a checkpoint is this process's: with whole weights, all of them share rank 0's."""
-        return self.peers.rank if self.setup.split else 0
+        return self.peers.rank if self.learner.split else 0
 
     def _resume(self) -> None:
         saved = checkpoint.load_latest(self.checkpoints, self.job.log, self.identity(), self._part())
@@ -279,7 +323,9 @@ class Loop:
         self.state = State.from_dict(saved["state"])
         self.checkpoint_step = self.state.step
         self.best.load_state_dict(saved["best"])
-        self.setup.load_state_dict(saved)
+        self.learner.load_state_dict(saved)
+        if self.live is not None:
+            self.live.load_state_dict(saved.get("live"))
         if self.peers.leads:
             self.job.log(f"{self.job.name}: resumed after step {self.state.step}")
 

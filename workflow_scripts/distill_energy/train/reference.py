@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.training import Reference
+from .job import Job
+from .learner import Learner
+from .loop import Loop
+from .schedule import learning_rate
 
 #: Micro-batches that the harness accumulates before a step of the optimiser.
 ACCUMULATION = 16
@@ -19,7 +23,7 @@ ACCUMULATION = 16
 
 @dataclass(frozen=True)
 class Choices:
-    """What the loop asks. With nothing switched on, the answers are this project's."""
+    """What is asked of them. With nothing switched on, the answers are this project's."""
 
     on: Reference
     kind: str
@@ -76,3 +80,38 @@ def choices(training: dict[str, Any], kind: str) -> Choices:
     if isinstance(asked, dict):
         return Choices(Reference.model_validate({k: v for k, v in asked.items() if v is not None}), kind)
     return Choices(Reference.all(bool(asked)), kind)
+
+
+class ReferenceLoop(Loop):
+    """The loop with the harness's choices in the places where it asks for its own."""
+
+    def __init__(self, job: Job) -> None:
+        self.choices = choices(job.training, job.params["pipeline"]["kind"])
+        super().__init__(job)
+
+    def make_learner(self) -> Learner:
+        asked = self.choices.precision(self.training["precision"])
+        return Learner(self.job, asked, self.choices.scale_parameter)
+
+    @property
+    def eval_every(self) -> int:
+        return self.choices.eval_every(super().eval_every)
+
+    def rate(self, step: int) -> float:
+        training = self.training
+        names = ("learning_rate", "warmup_steps", "max_steps", "schedule")
+        return learning_rate(step, *(training[name] for name in names), self.choices.schedule_stretch())
+
+    def divisor(self, batch_labels: int, micro_labels: int, micro_batches: int) -> int:
+        return self.choices.divisor(batch_labels, micro_labels, micro_batches)
+
+    def stops(self) -> bool:
+        return self.choices.stops(self.state.losses, self.state.stale, self.training["patience"])
+
+    def final_weights(self) -> Any:
+        return super().final_weights() if self.choices.keeps_best else self.learner.export()
+
+
+def loop_of(job: Job) -> Loop:
+    """The training loop that a job asks for."""
+    return (ReferenceLoop if job.training.get("reference_faithful") else Loop)(job)

@@ -18,10 +18,11 @@ from ..models.flops import counted, evaluation_flops, flops_of_training, shape_o
 from ..models.sources import load_model
 from ..store import atomic, sidecar
 from .job import Job, Peers
+from .learner import Learner
 from .loop import Loop
 from .memory import keep_freed_memory, out_of_memory
 from .processes import check_processes, device_of, group, member, nodes_of
-from .setup import Setup
+from .reference import loop_of
 from .state import State
 from .trajectory import write_trajectory
 
@@ -79,13 +80,12 @@ def _fit_in(company: AbstractContextManager[Job], job: Job, out: Path) -> dict[s
 def fit(job: Job, out: Path) -> dict[str, Any]:
     """Train as rank 0 and write the artifact into ``out``."""
     with job.meter.phase("load"):
-        setup = Setup(job)
-        loop = Loop(job, setup)
+        loop = loop_of(job)
     state = loop.run()
     with job.meter.phase("save"):
-        save_student(setup, loop.final_weights(), out / "model")
+        save_student(loop.learner, loop.final_weights(), out / "model")
     write_trajectory(state.rows, out / "trajectory.parquet")
-    return results(setup, state, loop)
+    return results(loop, state)
 
 
 def joules_of_earlier_attempts(folder: str | Path) -> float | None:
@@ -94,19 +94,19 @@ def joules_of_earlier_attempts(folder: str | Path) -> float | None:
     return None if any(value is None for value in totals) else float(sum(totals))
 
 
-def save_student(setup: Setup, weights: dict[str, torch.Tensor], folder: Path) -> None:
+def save_student(learner: Learner, weights: dict[str, torch.Tensor], folder: Path) -> None:
     """Write the student (adapters merged) as a plain Hugging Face folder with the tokenizer, atomically."""
-    model = setup.model_with(weights)
+    model = learner.model_with(weights)
     model.config.use_cache = True
-    model.config.dtype = setup.save_dtype
+    model.config.dtype = learner.save_dtype
     probe = probe_logits(model)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary)
-        setup.tokenizer.save_pretrained(temporary)
-        check_saved(temporary, probe, setup.save_dtype)
+        learner.tokenizer.save_pretrained(temporary)
+        check_saved(temporary, probe, learner.save_dtype)
         for path in temporary.iterdir():
             atomic.sync_file(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -141,15 +141,16 @@ def check_saved(folder: Path, expected: torch.Tensor, dtype: torch.dtype) -> Non
         )
 
 
-def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
+def results(loop: Loop, state: State) -> dict[str, Any]:
     """The sidecar's ``results``: JSON scalars."""
+    learner = loop.learner
     last = state.rows[-1]
     changed = [row["share_changed"] for row in state.rows if row.get("share_changed") is not None]
     joules = next((row["joules"] for row in reversed(state.rows) if row.get("joules") is not None), None)
     slots = state.tokens + state.padding
     evaluated_j = state.evaluation_j if state.evaluation_j is not None and joules else None
     return {
-        "pipeline": setup.pipeline.kind,
+        "pipeline": learner.pipeline.kind,
         "steps": state.step,
         "stop_reason": state.stop_reason,
         "train_loss": last["train_loss"],
@@ -162,39 +163,39 @@ def results(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
         "evaluation_rows": len(loop.gold) + (len(loop.own) if loop.own is not None else 0),
         "checkpoint_share_seconds": state.checkpoint_s / state.seconds if state.seconds else None,
         "tokens_per_s": state.tokens / state.seconds if state.seconds else None,
-        "precision": setup.precision.used,
-        "precision_note": setup.precision.note,
-        "attention": setup.attention,
-        "ce_kernel": kernel_version(setup.settings.ce_kernel),
-        "saved_dtype": str(setup.save_dtype).removeprefix("torch."),
+        "precision": learner.precision.used,
+        "precision_note": learner.precision.note,
+        "attention": learner.attention,
+        "ce_kernel": kernel_version(learner.settings.ce_kernel),
+        "saved_dtype": str(learner.save_dtype).removeprefix("torch."),
         "share_changed": sum(changed) / len(changed) if changed else None,
-        "parameters": setup.parameters,
-        "parameters_trained": sum(w.numel() for w in setup.trainable.values()),
-        "processes": setup.peers.world,
-        **({} if setup.live is None else {"sampled_tokens": setup.live.sampled}),
-        **_flops(setup, state, loop),
+        "parameters": learner.parameters,
+        "parameters_trained": sum(w.numel() for w in learner.trainable.values()),
+        "processes": loop.peers.world,
+        **({} if loop.live is None else {"sampled_tokens": loop.live.sampled}),
+        **_flops(loop, state),
     }
 
 
-def _flops(setup: Setup, state: State, loop: Loop) -> dict[str, Any]:
+def _flops(loop: Loop, state: State) -> dict[str, Any]:
     """Of the whole training: which examples a step saw follows from its number."""
     seen = [rows for rows in (loop.gold, loop.own) if rows is not None] * len(state.losses)
     evaluated = [(rows.lengths(), int(rows.label_counts().sum())) for rows in seen]
-    if setup.live is not None:  # the lengths are those of the student's own answers, counted as they were made
-        parts = setup.live.flops
+    if loop.live is not None:  # the lengths are those of the student's own answers, counted as they were made
+        parts = loop.live.flops
         if parts is None:
-            return counted(setup.live.reason, None)
-        shape = shape_of(setup.student.lm)
-        parts = {**parts, "backward": parts["backward"] / (2 if setup.adapted else 1)}
+            return counted(loop.live.reason, None)
+        shape = shape_of(loop.learner.student.lm)
+        parts = {**parts, "backward": parts["backward"] / (2 if loop.learner.adapted else 1)}
         return counted(shape, {**parts, "evaluation": evaluation_flops(shape, evaluated)})
-    lengths, labels = setup.train.lengths(), setup.train.label_counts()
+    lengths, labels = loop.data.train.lengths(), loop.data.train.label_counts()
     steps = (loop.sampler.batch(step) for step in range(state.step))
     return flops_of_training(
-        setup.student.lm,
+        loop.learner.student.lm,
         ((lengths[index], int(labels[index].sum())) for index in steps),
         evaluated,
-        bool(setup.training["gradient_checkpointing"]),
-        setup.adapted,
+        bool(loop.training["gradient_checkpointing"]),
+        loop.learner.adapted,
     )
 
 

@@ -66,9 +66,9 @@ class BestWeights:
         self.step: int | None = None
         self.weights: dict[str, Any] | None = None
 
-    def keep(self, setup: Any, step: int) -> None:
+    def keep(self, learner: Any, step: int) -> None:
         """Take the weights as they are now. Every process calls it: sharded weights are gathered together."""
-        self.step, self.weights = step, setup.export()
+        self.step, self.weights = step, learner.export()
 
     def state_dict(self) -> dict[str, Any] | None:
         return None if self.step is None else {"step": self.step, "weights": self.weights}

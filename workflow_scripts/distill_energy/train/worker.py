@@ -13,10 +13,9 @@ from typing import Any
 
 from ..errors import UserError
 from .job import Job, Peers
-from .loop import Loop
 from .memory import keep_freed_memory, out_of_memory
 from .processes import member
-from .setup import Setup
+from .reference import loop_of
 
 #: Seconds to end by itself after the parent is gone or done.
 PATIENCE_S = 5.0
@@ -65,7 +64,7 @@ def take_part(job: Job, rendezvous: str, count: int) -> int:
         keep_freed_memory()
     try:
         with member(job, job.peers, rendezvous, count):
-            loop = Loop(job, Setup(job))
+            loop = loop_of(job)
             loop.run()
             loop.final_weights()
     except UserError as error:
