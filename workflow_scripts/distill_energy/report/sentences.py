@@ -317,7 +317,7 @@ def line(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     if status == "finite":
         parts.append(f"N* {whole_reuses(row['n_star'])}{_range(row)}, N {n}")
     elif n is not None:
-        parts.append(f"N {n}")
+        parts.append(f"N {n}" + (_one_seed(row) if status == "never" else ""))
     if row["campaign_excess"] is not None:
         parts.append(f"{_share(row['campaign_excess'])} energy than {pipeline_name(base['pipeline'])}, all counted")
     if row["delta_q"] is None:
