@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,12 +122,17 @@ def read_summary(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_summary_csv(path: str | Path, summary: Sequence[Mapping[str, Any]]) -> None:
-    """The summary as CSV; lists are joined by ``; ``, null is empty."""
+    """The summary as CSV."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(summary[0]) if summary else ["group", "label"])
-        writer.writeheader()
-        for row in summary:
-            writer.writerow({k: "; ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
+        print_summary_csv(handle, summary)
+
+
+def print_summary_csv(handle: TextIO, summary: Sequence[Mapping[str, Any]]) -> None:
+    """The summary as CSV; lists are joined by ``; ``, null is empty."""
+    writer = csv.DictWriter(handle, list(summary[0]) if summary else ["group", "label"])
+    writer.writeheader()
+    for row in summary:
+        writer.writerow({k: "; ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
 
 
 def answer(

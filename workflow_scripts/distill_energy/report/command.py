@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..answer.aggregate import answer, read_summary, reopened
+from ..answer.aggregate import answer, print_summary_csv, read_summary, reopened
 from ..answer.breakeven import whole_reuses
 from ..answer.experiments import FOLDER, compare
 from ..config.describe import json_schema
@@ -282,11 +282,7 @@ def run_summary(options: argparse.Namespace) -> int:
     if not rows:
         raise UserError(f"{options.roots[0]}: holds no sidecar (expected <stage>/<name>/<version>/energy.json)")
     if options.csv:
-        import csv
-
-        writer = csv.DictWriter(sys.stdout, list(summary[0]) if summary else ["group"])
-        writer.writeheader()
-        writer.writerows(summary)
+        print_summary_csv(sys.stdout, summary)
         return 0
     if options.latex or options.codecarbon:
         print(latex(summary) if options.latex else codecarbon(rows), end="")
