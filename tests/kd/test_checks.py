@@ -77,6 +77,36 @@ def test_hashes_tell_models_and_tokenizers_apart():
     assert template_hash(tokenizer) != before
 
 
+def test_tokenizers_that_cut_texts_otherwise_are_others_though_their_vocabularies_agree():
+    """Merges decide which of the same tokens a text becomes. Records of earlier releases know of none."""
+    import json
+
+    from tokenizers import Tokenizer
+
+    from distill_energy.models.fingerprint import same_tokenizer
+
+    def with_merges(merges):
+        tokenizer = load_tokenizer({"source": "random", "vocabulary": 384}, {})
+        core = json.loads(tokenizer.backend_tokenizer.to_str())
+        vocabulary = core["model"]["vocab"]
+        for number, word in enumerate(("ab", "bc", "abc")):
+            vocabulary[word] = vocabulary.pop(f"<|unused{number}|>")
+        core["model"]["merges"] = merges
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(core))
+        return tokenizer
+
+    one = with_merges([["a", "b"], ["ab", "c"]])
+    other = with_merges([["b", "c"], ["a", "bc"]])
+    assert one.encode("abcab") != other.encode("abcab") or one.encode("ab") != other.encode("ab")
+    first, second = tokenizer_hash(one), tokenizer_hash(other)
+    assert first.partition("-")[0] == second.partition("-")[0] and not same_tokenizer(first, second)
+    assert same_tokenizer(first, tokenizer_hash(with_merges([["a", "b"], ["ab", "c"]])))
+    earlier = first.partition("-")[0]
+    assert same_tokenizer(earlier, first) and same_tokenizer(second, earlier)
+    with pytest.raises(UserError, match="is not the teacher's"):
+        check_vocabulary(first, 384, second, 384)
+
+
 def test_rows_beyond_the_tokenizer_may_differ():
     """One tokenizer, output layers padded to other sizes: the commonest pair of one family."""
     check_vocabulary("a", 152_064, "a", 151_936, tokens=151_665)

@@ -37,7 +37,7 @@ from .forecast.forecast import plan_forecast
 from .forecast.memory import training_bytes, weight_bytes
 from .kd.cache.checks import check_vocabulary
 from .ledger.carbon import read_series
-from .models.fingerprint import template_hash, tokenizer_hash
+from .models.fingerprint import differing, same_tokenizer, template_hash, tokenizer_hash
 from .models.gguf import find_gguf
 from .models.logits import check_logits, output_layer
 from .models.packing import check_packing
@@ -335,10 +335,9 @@ def _check_teachers(found: Found, models: Mapping[str, Candidate], config: Confi
         if first is None or other is None or other is first:
             continue
         ours, theirs = (found.ask(lambda m=m: tokenizer_hash(m.tokenizer), f"model {m.name}") for m in (other, first))
-        if ours and theirs and ours != theirs:
-            found.wrong.append(
-                f"teacher {name}: its tokenizer ({ours[:12]}) is not that of {first.name} ({theirs[:12]})"
-            )
+        if ours and theirs and not same_tokenizer(ours, theirs):
+            ours, theirs = differing(ours, theirs)
+            found.wrong.append(f"teacher {name}: its tokenizer ({ours}) is not that of {first.name} ({theirs})")
 
 
 def _check_pair(found: Found, teacher: Candidate, student: Candidate, plan: Plan) -> None:
@@ -351,10 +350,11 @@ def _check_pair(found: Found, teacher: Candidate, student: Candidate, plan: Plan
         ours, theirs = tokenizer_hash(student.tokenizer), tokenizer_hash(teacher.tokenizer)
         if logits:
             check_vocabulary(theirs, teacher.rows, ours, student.rows, student.name, len(student.tokenizer))
-        elif ours != theirs:
+        elif not same_tokenizer(ours, theirs):
+            ours, theirs = differing(ours, theirs)
             raise UserError(
-                f"its tokenizer ({ours[:12]}) is not that of the teacher {teacher.name} ({theirs[:12]}), which the "
-                "data are made with"
+                f"its tokenizer ({ours}) is not that of the teacher {teacher.name} ({theirs}), which the data are made "
+                "with"
             )
 
     def template() -> None:

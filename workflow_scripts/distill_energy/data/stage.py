@@ -103,16 +103,17 @@ def check_made_with(path: Path, tokenizer) -> None:
     import pyarrow.parquet as pq
 
     from ..errors import UserError
-    from ..models.fingerprint import tokenizer_hash
+    from ..models.fingerprint import differing, same_tokenizer, tokenizer_hash
 
     try:
         made_by = (pq.read_schema(path).metadata or {}).get(b"tokenizer_sha256")
     except (OSError, ValueError):
         return  # said where it is read
-    if made_by is not None and made_by.decode() != (own := tokenizer_hash(tokenizer)):
+    if made_by is not None and not same_tokenizer(made_by.decode(), own := tokenizer_hash(tokenizer)):
+        theirs, ours = differing(made_by.decode(), own)
         raise UserError(
-            f"{path}: made with the tokenizer {made_by.decode()[:12]}, the teacher's is {own[:12]}; teachers share the "
-            "tokenizer of teacher.model"
+            f"{path}: made with the tokenizer {theirs}, the teacher's is {ours}; teachers share the tokenizer of "
+            "teacher.model"
         )
 
 

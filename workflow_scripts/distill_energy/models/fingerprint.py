@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """Hex SHA-256 of what decides token ids: the vocabulary and the special tokens."""
+    """What decides token ids: hex SHA-256 of the vocabulary and the special tokens, and, after a dash, of the merges,
+    which decide how a text is cut. Compare by ``same_tokenizer``: records of earlier releases have the first alone."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = sorted(map(str, tokenizer.all_special_tokens))
-    return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()
+    found = _digest([vocabulary, special])
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    merges = json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
+    if not merges:
+        return found
+    # Written as pairs or as texts, depending on the library's version.
+    return f"{found}-{_digest([m if isinstance(m, str) else ' '.join(m) for m in merges])}"
+
+
+def same_tokenizer(one: str, other: str) -> bool:
+    """Whether two hashes are of one tokenizer, as far as both tell."""
+    (ids, _, merges), (their_ids, _, their_merges) = one.partition("-"), other.partition("-")
+    return ids == their_ids and (not merges or not their_merges or merges == their_merges)
+
+
+def differing(one: str, other: str) -> tuple[str, str]:
+    """The two hashes, short, where they differ."""
+    first, second = one.partition("-"), other.partition("-")
+    part = 0 if first[0] != second[0] else 2
+    return first[part][:12], second[part][:12]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def template_hash(tokenizer) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import pipelines
 from ..errors import UserError
-from ..models.fingerprint import tokenizer_hash
+from ..models.fingerprint import differing, same_tokenizer, tokenizer_hash
 from .batching import Batch, cut_by_tokens
 from .cached_teacher import CachedTeacher
 from .examples import Examples, read_examples, subset
@@ -37,9 +37,10 @@ class TrainingData:
             self.own = read_examples(inputs[rows] / "validation.parquet", vocabulary)
         for examples in filter(None, (self.train, self.gold, self.own)):
             made_by = examples.tokenizer_hash
-            if made_by not in (None, identity):
+            if made_by is not None and not same_tokenizer(made_by, identity):
+                theirs, ours = differing(made_by, identity)
                 raise UserError(
-                    f"{examples.path}: made with the tokenizer {made_by[:12]}, the student's is {identity[:12]}; "
+                    f"{examples.path}: made with the tokenizer {theirs}, the student's is {ours}; "
                     "students share their teacher's tokenizer"
                 )
         self.teacher = None

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from ...errors import UserError
+from ...models.fingerprint import differing, same_tokenizer
 from .certificate import temperature_key
 
 LOW_MASS = 0.9  # mean head mass below which a format without tail tokens is warned about
@@ -94,10 +95,11 @@ def check_vocabulary(
     tokenizer they may differ in rows beyond its tokens (152,064 and 151,936 in one family): no text holds those. A
     student with fewer rows than the tokenizer has tokens is refused.
     """
-    if teacher_hash and student_hash and teacher_hash != student_hash:
+    if teacher_hash and student_hash and not same_tokenizer(teacher_hash, student_hash):
+        theirs, ours = differing(teacher_hash, student_hash)
         raise UserError(
-            f"vocabulary mismatch: the tokenizer of {student} ({student_hash[:12]}) is not the teacher's "
-            f"({teacher_hash[:12]}); a logit cache serves students of the same tokenizer only"
+            f"vocabulary mismatch: the tokenizer of {student} ({ours}) is not the teacher's "
+            f"({theirs}); a logit cache serves students of the same tokenizer only"
         )
     if student_size == teacher_size:
         return
