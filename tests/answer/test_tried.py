@@ -130,3 +130,27 @@ def test_the_summary_command_needs_no_configuration_to_have_a_q(demo_root, capsy
     out = capsys.readouterr().out
     assert "inference" not in out and "Q = unknown" not in out
     assert all(r["q"] is not None for r in answer([demo_root])[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["results"].update(precision="float32"), "float32"),
+        (lambda d: d["hardware"].update(gpus=[{"uuid": "g", "name": "NVIDIA H200"}]), "1× NVIDIA H200"),
+        (lambda d: d["software"]["packages"].update(torch="3.0.1"), "torch 3"),
+        (lambda d: d["software"]["packages"].update(torch="2.14.0"), None),  # a minor version is the same class
+    ],
+)
+def test_what_ran_otherwise_is_not_compared(tmp_path, change, words):
+    """SFT at 0.0264 J/token and KD at 0.0244 with the same tokens were other kernels and no distillation."""
+    two_artifacts(tmp_path)
+    for path in tmp_path.glob("student_training/d-kd-a-*/*/energy.json"):
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+    row = next(r for r in answer([tmp_path])[1] if (r["pipeline"], r["student"]) == ("kd", "a"))
+    if words is None:
+        assert row["n_star"] is not None
+    else:
+        assert row["n_star"] is None and "different classes" in row["n_star_reason"] and words in row["n_star_reason"]
+        assert row["balance_kwh"] is None and row["campaign_excess"] is None
