@@ -3,8 +3,12 @@
 import json
 import math
 import socket
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from distill_energy.config.load import load_config, parse_config
@@ -252,6 +256,22 @@ def test_the_shipped_rates_serve_the_published_study(repo, tmp_path):
     assert trained == {("sft", "olmo2-1b"), ("kd", "olmo2-1b"), ("sft", "olmo2-13b")}  # nothing else was measured
     answers = {row["source"] for row in rows if row["stage"] == "teacher_generation"}
     assert answers == {"rates h200-olmo2, by transformers"}  # the study asks for vLLM
+
+
+def test_neighbours_are_seen_and_widen_what_a_rate_says():
+    spin = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", spin]) as other:
+        time.sleep(0.3)
+        watch = bench.Neighbours()
+        time.sleep(1.0)
+        share = watch.share()
+        other.kill()
+    assert share > 0.2 / psutil.cpu_count()
+    quiet = Rates([rate("teacher_logits", "forward", 0.1, 60.0, facts=json.dumps({"neighbours": 0.0}))])
+    busy = Rates([rate("teacher_logits", "forward", 0.1, 60.0, facts=json.dumps({"neighbours": 0.4}))])
+    spread = [rates.find("teacher_logits", "small").log_sd("forward") for rates in (quiet, busy)]
+    assert spread[0] < 0.01
+    assert spread[1] > 0.5
 
 
 def test_bad_minutes_are_refused(smoke):

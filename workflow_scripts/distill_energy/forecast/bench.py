@@ -18,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
+
 from ..errors import UserError
 from ..stage import let_threads_sleep
 
@@ -30,6 +32,7 @@ WARM_S = 90.0
 SEED = 0
 #: Parameters up to which a student is saved, and weights are hashed, as the stages do at their end and start.
 SAVED = 2_000_000_000
+QUIET = 0.1  # share of the processors that others may keep busy before it is said
 NEW_TOKENS = 64  # decoded at a time at most, where an answer would be longer
 PROBE = 4  # tokens that say how many can be decoded in the time there is
 
@@ -102,6 +105,24 @@ class Bench:
 
 def silent(message: str) -> None:
     """The log of work that nobody reads."""
+
+
+class Neighbours:
+    """What share of this host's processors other processes keep busy: they make the work slower and its joules more."""
+
+    def __init__(self) -> None:
+        self.begin, self.busy, self.own = time.monotonic(), busy_seconds(), time.process_time()
+
+    def share(self) -> float:
+        """Since the start, of all processors; the meter's own sampler is among the others."""
+        spent = busy_seconds() - self.busy - (time.process_time() - self.own)
+        return max(spent, 0.0) / ((time.monotonic() - self.begin) * (psutil.cpu_count() or 1))
+
+
+def busy_seconds() -> float:
+    """Processor seconds of everything on this host since it started."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
 def synchronise() -> None:
@@ -622,7 +643,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
     identity = {"stage": "rates", "name": job["name"], "version": ""}
     failed, memory = None, False
     with Meter(Path(job["work"]) / "attempts", config, identity, idle) as meter:
-        bench = Bench(job, meter)
+        bench, neighbours = Bench(job, meter), Neighbours()
         try:
             STAGES[job["stage"]](bench)
         except UserError as error:
@@ -632,6 +653,9 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
             memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower()
             memory = memory or "can't allocate memory" in str(error)
             failed = " ".join(str(error).split())[:200]
+        bench.facts["neighbours"] = neighbours.share()
+    if bench.facts["neighbours"] > QUIET:
+        bench.notes.append(f"others kept {bench.facts['neighbours']:.0%} of the processors busy")
     from ..energy.host import describe_hardware, describe_software
 
     attempt = meter.attempt

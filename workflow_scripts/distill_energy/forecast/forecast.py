@@ -200,7 +200,7 @@ def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str], w
     parts = work.parts or {"": (work.terms, (0.0, 0.0, 0.0))}
     whole = set(found.facts.get("benchmarks") or ()) if "benchmarks" in found.kinds else set()
     if whole & set(parts):
-        row, noise = found.kinds["benchmarks"], host.noise((*case, "benchmarks"), ANOTHER)
+        row, noise = found.kinds["benchmarks"], host.noise((*case, "benchmarks"), math.hypot(ANOTHER, found.disturbed))
         joules, seconds = joules + row["joules"] * noise, seconds + row["seconds"] * noise
     power = [row["watts"] for row in found.kinds.values() if row["watts"] and row["tok_s"]]
     for name, (terms, extra) in parts.items():
@@ -248,7 +248,9 @@ def _added(work: Workload, host: _Host, found: Measured, case: tuple, warm: bool
     joules = seconds = 0.0
     watts = None
     for kind, row in found.fixed.items():
-        share = _draw(host.rng, EACH, host.draws, host.fixed) * host.noise((*case, kind), ANOTHER)
+        share = _draw(host.rng, EACH, host.draws, host.fixed) * host.noise(
+            (*case, kind), math.hypot(ANOTHER, found.disturbed)
+        )
         if kind == "start" and warm:
             share = share * _draw(host.rng, WARM, host.draws)
         facts = found.facts

@@ -42,6 +42,7 @@ from .workload import Sizes
 CONFIDENCE = 0.9
 OVERHEAD_S = 15.0  # of a case beside its windows, before one was seen
 LEAST_BUDGET_S = 4.0
+NEIGHBOURS = 1.5  # of a rate's logarithm, where others kept all processors busy
 OVERTIME = 0.2  # of the minutes that were asked for, before cases are left out
 #: Parameters that two shapes may differ by and still be one.
 SAME_SHAPE = 0.02
@@ -394,9 +395,16 @@ class Measured:
     facts: Mapping[str, Any]
 
     def log_sd(self, kind: str) -> float:
-        """Spread of a rate's logarithm, from its interval; 0.1 where one repeat gave none."""
+        """Spread of a rate's logarithm: of its repeats (0.1 where one gave none), and of a host that others kept busy,
+        which makes the same work up to several times as dear."""
         low, high = (self.kinds[kind].get(f"j_per_token_{end}") for end in ("low", "high"))
-        return 0.1 if not low or not high else math.log(high / low) / (2 * 1.645)
+        repeats = 0.1 if not low or not high else math.log(high / low) / (2 * 1.645)
+        return math.hypot(repeats, self.disturbed)
+
+    @property
+    def disturbed(self) -> float:
+        """What a host that others kept busy adds to the spread."""
+        return NEIGHBOURS * (self.facts.get("neighbours") or 0.0)
 
 
 class Rates:
