@@ -363,3 +363,13 @@ def test_environment_names_the_host_and_its_class(tmp_path):
     (row,) = answer([tmp_path / "out"])[0]
     assert row["execution"] == "1× NVIDIA H100 80GB HBM3, torch 2, transformers 4"
     assert row["host"] == "kn173"
+
+
+def test_a_killed_attempt_that_was_damaged_is_named(tmp_path):
+    run = write_stage(tmp_path, "kd_32b_to_1b", "student_train", 100.0)
+    for path in (run / "stages" / "student_train").glob("*.json"):
+        path.unlink()
+    ((folder, _),) = import_runs([run], tmp_path / "out", stage="student_training").killed
+    (folder / "attempt.json").write_text('{"attempt": ')
+    _, problems = judge([tmp_path / "out"])
+    assert [p.kind for p in problems] == ["rejected"] and "the attempts cannot be read" in problems[0].message
