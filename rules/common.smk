@@ -16,6 +16,7 @@ from distill_energy.energy import worker  # noqa: E402
 from distill_energy.energy.co2 import co2e  # noqa: E402
 from distill_energy.errors import UserError  # noqa: E402
 from distill_energy.plan import build_plan  # noqa: E402
+from distill_energy.plan.order import place_in_order  # noqa: E402
 from distill_energy.store.remote import Remote, is_remote, local_root  # noqa: E402
 from distill_energy.store.sidecar import TEACHER_STAGES  # noqa: E402
 
@@ -77,6 +78,12 @@ def spec(stage):
     return lambda wildcards: plan.spec(
         stage, wildcards.name, wildcards.version
     ).to_json()
+
+
+def order(stage):
+    """Priority function: a number drawn from energy.order_seed and the version, so that it stays over restarts."""
+    seed = settings.energy.order_seed
+    return lambda wildcards: place_in_order(seed, f"{stage}/{wildcards.version}")
 
 
 def consumed(stage):

@@ -8,6 +8,7 @@ rule evaluation:
         **artifact("results", "evaluation"),
     log:
         "logs/evaluation/{name}/{version}.log",
+    priority: order("evaluation")
     conda:
         ENVIRONMENT
     threads: workflow.cores or 1

@@ -8,6 +8,7 @@ rule student_training:
         **artifact("results", "student_training"),
     log:
         "logs/student_training/{name}/{version}.log",
+    priority: order("student_training")
     conda:
         ENVIRONMENT
     threads: workflow.cores or 1

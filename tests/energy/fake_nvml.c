@@ -15,6 +15,7 @@
  *   stale A B                      power keeps its value of t = A while A <= t < B
  *   slow S                         each reading takes S seconds
  *   pid N                          a process on the device
+ *   health C MHZ PERCENT MIB BITS HEAT   temperature (+ HEAT °C a second), SM clock, utilisation, memory, throttle reasons
  *   mig UUID                       a MIG device
  *
  * The file is read again for every call, unless $FAKE_NVML_ONCE is set.
@@ -34,7 +35,7 @@ enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
 typedef struct {
     char uuid[96], name[64], migs[8][96];
     int kind, nocounter, nopower, deny, pids[8], n_pids, n_migs;
-    double a, b, c, refresh, scale, lost, slow;
+    double a, b, c, health[6], refresh, scale, lost, slow;
     double fail_counter[2], fail_power[2], reset, stall[2], forget[2], stale[2];
 } Gpu;
 
@@ -84,6 +85,8 @@ static void load(void) {
         if (!strncmp(line, "deny", 4)) g->deny = 1;
         if (g->n_pids < 8 && sscanf(line, "pid %d", &g->pids[g->n_pids]) == 1) g->n_pids++;
         if (g->n_migs < 8 && sscanf(line, "mig %95s", g->migs[g->n_migs]) == 1) g->n_migs++;
+        double *h = g->health;
+        sscanf(line, "health %lf %lf %lf %lf %lf %lf", h, h + 1, h + 2, h + 3, h + 4, h + 5);
         span(line, "failcounter", g->fail_counter);
         span(line, "failpower", g->fail_power);
         span(line, "stall", g->stall);
@@ -202,5 +205,34 @@ int nvmlDeviceGetComputeRunningProcesses_v3(long h, unsigned *n, Process *into) 
     *n = g->n_pids;
     if (room < *n) return SMALL;
     for (int i = 0; i < g->n_pids; i++) into[i] = (Process){g->pids[i], 1 << 20, 0, 0};
+    return OK;
+}
+
+/* Health: not supported unless the file says it. */
+#define TOLD(g) if (!(g) || !(g)->health[1]) return NOT_SUPPORTED
+int nvmlDeviceGetTemperature(long h, int sensor, unsigned *c) {
+    Gpu *g = find(h);
+    TOLD(g);
+    *c = (unsigned)(g->health[0] + g->health[5] * now());
+    return OK;
+}
+int nvmlDeviceGetTemperatureThreshold(long h, int which, unsigned *c) { Gpu *g = find(h); TOLD(g); *c = 90; return OK; }
+int nvmlDeviceGetClockInfo(long h, int which, unsigned *mhz) { Gpu *g = find(h); TOLD(g); *mhz = g->health[1]; return OK; }
+int nvmlDeviceGetUtilizationRates(long h, unsigned *into) {
+    Gpu *g = find(h);
+    TOLD(g);
+    into[0] = g->health[2], into[1] = 0;
+    return OK;
+}
+int nvmlDeviceGetMemoryInfo(long h, unsigned long long *into) {
+    Gpu *g = find(h);
+    TOLD(g);
+    into[0] = 1ull << 37, into[2] = (unsigned long long)g->health[3] << 20, into[1] = into[0] - into[2];
+    return OK;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(long h, unsigned long long *bits) {
+    Gpu *g = find(h);
+    TOLD(g);
+    *bits = g->health[4];
     return OK;
 }

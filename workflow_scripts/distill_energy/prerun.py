@@ -22,11 +22,54 @@ def main(ctx: Any) -> dict[str, Any]:
     check_hardware(hardware, ctx.spec.params.get("expect") or {})
     energy = ctx.spec.energy
     config = MeterConfig(interval_s=energy["interval_s"], jitter=energy["jitter"], cpu=energy["cpu"])
+    cooldown = cool_down(ctx, ctx.spec.params.get("cooldown_c"))
     baseline = measure_idle(config, ctx.spec.params["idle_seconds"])
     baseline.write(ctx.out / "idle.parquet")
     rows = calibrate(ctx, ctx.spec.params["calibration_seconds"])
     _write_calibration(ctx.out / "calibration.parquet", rows)
-    return {"cpu": hardware.cpu, "gpus": [gpu.name for gpu in hardware.gpus], "calibrated": bool(rows)}
+    return {
+        "cpu": hardware.cpu,
+        "gpus": [gpu.name for gpu in hardware.gpus],
+        "calibrated": bool(rows),
+        **({} if cooldown is None else {"cooldown": cooldown}),
+    }
+
+
+COOLDOWN_S, COOLDOWN_STEP_S = 600.0, 1.0
+
+
+def cool_down(ctx: Any, limit_c: float | None) -> dict[str, Any] | None:
+    """Wait until no visible GPU is warmer than ``limit_c``, in a phase of its own; None where nothing is asked.
+
+    Returns ``reached`` (null, with a ``reason``, where no GPU tells its temperature), the ``seconds`` waited and the
+    hottest GPU's temperature before and after, in °C. A host that is still warm after ten minutes is measured as it is.
+    """
+    if limit_c is None:
+        return None
+    import os
+
+    from .energy.sensors.nvml import open_gpus
+
+    nvml, readers, _ = open_gpus(os.environ)
+
+    def hottest() -> int | None:
+        return max((t for reader in readers if (t := reader.health()[0]) is not None), default=None)
+
+    try:
+        first = last = hottest()
+        if first is None:
+            return {"reached": None, "reason": "no GPU tells its temperature"}
+        with ctx.meter.phase("cooldown"):
+            began = time.monotonic()
+            while last is not None and last > limit_c and time.monotonic() - began < COOLDOWN_S:
+                time.sleep(COOLDOWN_STEP_S)
+                last = hottest()
+            seconds = time.monotonic() - began
+    finally:
+        nvml.close()
+    reached = None if last is None else last <= limit_c
+    ctx.log(f"cooled from {first} to {last} °C in {seconds:.0f} s (prerun.cooldown_c is {limit_c:g})")
+    return {"reached": reached, "seconds": seconds, "before_c": first, "after_c": last}
 
 
 def check_hardware(hardware: Any, expect: dict[str, Any]) -> None:

@@ -54,6 +54,12 @@ class EnergyConfig(Section):
     pue: float = Field(1.0, ge=1, description="power usage effectiveness of the site; enters CO2e only")
     grid: Grid = Field(default_factory=Grid)
     expect: ExpectHardware | None = Field(None, description="asserted by prerun")
+    order_seed: int | None = Field(
+        None,
+        ge=0,
+        description="trainings and evaluations that wait for the meter run in a random order drawn with this seed, so "
+        "that a drift (of temperature, above all) does not fall on one pipeline; null: Snakemake's order",
+    )
 
 
 class Prerun(Section):
@@ -61,6 +67,12 @@ class Prerun(Section):
 
     idle_seconds: float = Field(10, gt=0)
     calibration_seconds: float = Field(4, ge=0, description="matrix products for the forecast; 0: none")
+    cooldown_c: float | None = Field(
+        None,
+        gt=0,
+        le=120,
+        description="°C: wait (ten minutes at most) until no GPU is warmer, before idling",
+    )
 
 
 class Accounting(Section):

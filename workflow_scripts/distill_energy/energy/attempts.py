@@ -11,6 +11,7 @@ from typing import Any
 
 from ..store import sidecar as schema
 from . import account, journal
+from .health import health, judge
 from .identity import alive, utc
 from .running import in_total
 
@@ -105,6 +106,7 @@ def build_attempt(
         quality=window.quality(components, energies, torn),
         tokens=_tokens(records),
         phases=window.phases(components, energies),
+        health=window.health([(start, stop)]),
     )
 
 
@@ -241,6 +243,11 @@ class Window:
                     worst = own
             flags += energy.flags
             notes += [f"{device['device'] or device['component']}: {note}" for note in energy.notes]
+        limits = {device["device"]: device.get("hot_c") for device in self.opened["devices"]}
+        for found in self.health([(self.start, self.stop)]):
+            for flag, note in judge(found, limits[found.device]):
+                flags.append(flag)
+                notes.append(f"{found.device}: {note}")
         for record in self.records:
             if record["r"] == "flag":
                 flags.append(record["flag"])
@@ -264,6 +271,12 @@ class Window:
             notes=list(dict.fromkeys(notes)),
         )
 
+    def health(self, spans: Sequence[tuple[float, float]]) -> list[schema.Health]:
+        """What explains each GPU's joules, over the ticks in ``spans``."""
+        ticks = [tick for tick in self.ticks if any(t0 <= tick["t"] <= t1 for t0, t1 in spans)]
+        gpus = [device["device"] for device in self.opened["devices"] if device["component"] == "gpu"]
+        return [found for gpu in gpus if (found := health(ticks, gpu)) is not None]
+
     def _clock_steps(self) -> list[str]:
         if len(self.ticks) < 2:
             return []
@@ -272,16 +285,23 @@ class Window:
         return [f"the wall clock moved by {step:.1f} s; durations are monotonic"] if step > 1 else []
 
     def phases(self, components, energies) -> list[schema.Phase]:
-        found, open_phases = [], {}
+        found, open_phases, spans = [], {}, {}
         for record in self.records:
             if record["r"] == "phase+":
                 open_phases[record["id"]] = record
             elif record["r"] == "phase-" and record["id"] in open_phases:
                 begun = open_phases.pop(record["id"])
                 found.append(self._phase(begun["name"], begun["t"], record["t"], components, energies))
+                spans.setdefault(begun["name"], []).append((begun["t"], record["t"]))
         for begun in open_phases.values():  # a kill inside a phase
             found.append(self._phase(begun["name"], begun["t"], self.stop, components, energies))
-        return _folded_phases(found)
+            spans.setdefault(begun["name"], []).append((begun["t"], self.stop))
+        folded = _folded_phases(found)
+        if any("h" in tick for tick in self.ticks):
+            for phase in folded:
+                own = spans[phase.name]
+                phase.health = self.health(own if len(own) > MOST_PHASES else [own.pop(0)])
+        return folded
 
     def _phase(self, name: str, t0: float, t1: float, components, energies) -> schema.Phase:
         parts = [(c, e) for c, e in zip(components, energies, strict=True) if c.in_total]

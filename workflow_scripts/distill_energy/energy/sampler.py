@@ -106,6 +106,10 @@ class Sampler:
         if self.shared is not None and (share := self.shared.share()) is not None:
             record["share"] = share  # of the CPU packages' energy since the last tick
             self.flag("shared_device", "CPU: other measured stages ran on this host; divided by busy CPU time")
+        if self.host.gpus:
+            record["h"] = {
+                gpu.entry.uuid: health for gpu, health in zip(self.host.gpus, self.host.health(), strict=True)
+            }
         self.journal.write(record)
         self.board.set_total(self.total.add(t, values, record.get("share", 1.0)), t)
         tokens = self.board.tokens()

@@ -72,6 +72,11 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("pue", "double"),
     ("intensity_g_per_kwh", "double"),
     ("grid_source", "string"),
+    ("gpu_temperature_c", "double"),  # highest of the attempts that made the artifact, of all GPUs
+    ("gpu_sm_clock_mhz", "double"),  # lowest of the GPUs' medians, as is the utilisation
+    ("gpu_utilisation", "double"),
+    ("gpu_memory_bytes", "double"),  # highest
+    ("gpu_slowed", "double"),  # highest share of readings in which heat or the supply slowed a GPU
     ("coverage", "double"),
     ("interval_s", "double"),
     ("largest_gap_s", "double"),
@@ -253,6 +258,22 @@ def phase_joules(sidecar: Sidecar) -> dict[str, float | None]:
     return {name: math.fsum(values) if values and None not in values else None for name, values in found.items()}
 
 
+def health_columns(sidecar: Sidecar) -> dict[str, float | None]:
+    """What explains the joules, of the attempts that made the artifact; None where no GPU told it."""
+    found = [health for attempt in made_it(sidecar.attempts) for health in attempt.health]
+
+    def over(pick: Any, field: str, part: str) -> float | None:
+        return pick((getattr(spread, part) for h in found if (spread := getattr(h, field)) is not None), default=None)
+
+    return {
+        "gpu_temperature_c": over(max, "temperature_c", "max"),
+        "gpu_sm_clock_mhz": over(min, "sm_clock_mhz", "median"),
+        "gpu_utilisation": over(min, "utilisation", "median"),
+        "gpu_memory_bytes": over(max, "memory_used_bytes", "max"),
+        "gpu_slowed": max((h.slowed for h in found if h.slowed is not None), default=None),
+    }
+
+
 def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
     """The ledger row of a validated sidecar (``status`` ok, ``current`` False)."""
     row: dict[str, Any] = dict.fromkeys(name for name, _ in COLUMNS)
@@ -298,6 +319,7 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         "pue": sidecar.co2e.pue,
         "intensity_g_per_kwh": sidecar.co2e.intensity_g_per_kwh,
         "grid_source": sidecar.co2e.source,
+        **health_columns(sidecar),
         "coverage": quality.coverage,
         "interval_s": quality.interval_reached_s,
         "largest_gap_s": quality.largest_gap_s,

@@ -103,6 +103,27 @@ class Tokens(_Strict):
     padding: int | None = None
 
 
+class Spread(_Strict):
+    """A quantity over a window's readings."""
+
+    median: float
+    min: float
+    max: float
+
+
+class Health(_Strict):
+    """What explains a GPU's joules over one window; null where the device does not tell."""
+
+    device: str
+    temperature_c: Spread | None = None
+    sm_clock_mhz: Spread | None = None
+    utilisation: Spread | None = None  # share of the time in which a kernel ran
+    memory_used_bytes: Spread | None = None
+    throttle: dict[str, float] | None = None  # reason → share of the readings
+    slowed: float | None = None  # share of the readings with a reason that is heat or a weak supply
+    readings: int
+
+
 class Phase(_Strict):
     """A part of a stage that is booked apart, such as evaluation during training. Included in the stage's total."""
 
@@ -111,6 +132,7 @@ class Phase(_Strict):
     gross_j: float | None = None
     source: Source
     reason: str | None = None
+    health: list[Health] = Field(default_factory=list)
 
 
 class Attempt(_Strict):
@@ -135,6 +157,7 @@ class Attempt(_Strict):
     quality: Quality = Field(default_factory=Quality)
     tokens: Tokens = Field(default_factory=Tokens)
     phases: list[Phase] = Field(default_factory=list)
+    health: list[Health] = Field(default_factory=list)  # a GPU each
 
 
 class Energy(_Strict):

@@ -252,6 +252,10 @@ class Host:
                     readings[index] = device.sample()
         return end, readings
 
+    def health(self) -> list[list[int | None]]:
+        """What explains each GPU's joules (see ``nvml.Health``), in the GPUs' order. Asked after the tick's energy."""
+        return [gpu.health() for gpu in self.gpus]
+
     def close(self) -> None:
         if self.codecarbon is not None:
             self.codecarbon.close()

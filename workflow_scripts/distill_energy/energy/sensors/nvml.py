@@ -10,6 +10,9 @@ from typing import Any
 
 from .visible import GpuEntry, Visible, resolve_visible_gpus
 
+#: Temperature in °C, SM clock in MHz, utilisation in %, memory used in MiB, throttle reasons (bits); None: not known.
+Health = list[int | None]
+
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
@@ -92,6 +95,16 @@ class GpuReader:
                 self.error = f"NVML: {error}"
         self.has_counter = self._supports(self._counter)
         self.has_power = self._supports(self._power)
+        lib = self.lib
+        self._lacking: set[str] = set()
+        self._never = {getattr(lib, f"NVML_ERROR_{name}", None) for name in ("NOT_SUPPORTED", "FUNCTION_NOT_FOUND")}
+        self._health = {
+            "temperature_c": lambda: lib.nvmlDeviceGetTemperature(self.handle, lib.NVML_TEMPERATURE_GPU),
+            "sm_clock_mhz": lambda: lib.nvmlDeviceGetClockInfo(self.handle, lib.NVML_CLOCK_SM),
+            "utilisation": lambda: lib.nvmlDeviceGetUtilizationRates(self.handle).gpu,
+            "memory_mib": lambda: lib.nvmlDeviceGetMemoryInfo(self.handle).used >> 20,
+            "throttle": lambda: lib.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle),
+        }
 
     def _supports(self, read: Any) -> bool:
         if self.handle is None:
@@ -125,6 +138,27 @@ class GpuReader:
                 problem = f"{problem}; power: {error}" if problem else f"power: {error}"
         return counter, power, problem
 
+    def health(self) -> Health:
+        """What explains a joule, each value in its own try; what the device has not is not asked again."""
+        found: Health = []
+        for name, read in self._health.items():
+            try:
+                found.append(None if self.handle is None or name in self._lacking else read())
+            except Exception as error:  # an old driver without the call raises another class
+                if getattr(error, "value", None) in self._never:
+                    self._lacking.add(name)
+                found.append(None)
+        return found
+
+    def hot_c(self) -> float | None:
+        """Temperature at which the driver slows the device down."""
+        for name in ("NVML_TEMPERATURE_THRESHOLD_GPU_MAX", "NVML_TEMPERATURE_THRESHOLD_SLOWDOWN"):
+            try:
+                return float(self.lib.nvmlDeviceGetTemperatureThreshold(self.handle, getattr(self.lib, name)))
+            except Exception:
+                continue
+        return None
+
     def limit_w(self) -> float | None:
         try:
             return self.lib.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000
@@ -153,6 +187,7 @@ class GpuReader:
             "power": self.has_power,
             "limit_w": self.limit_w() if self.handle is not None else None,
             "mig": self.mig,
+            "hot_c": self.hot_c() if self.handle is not None else None,
             "error": self.error,
         }
 
