@@ -101,11 +101,14 @@ def test_a_stage_is_measured_at_the_power_that_its_host_draws(smoke, host, tmp_p
     for kind in kinds - {"keep", "start", "each"}:
         row = rows[kind]
         assert row["tok_s"] == pytest.approx(row["tokens"] / row["seconds"])
-        if row["repeats"] > 1 and kind != "generate":  # decoding is a difference of two windows
+        if (
+            row["repeats"] > 1 and row["seconds"] > 0.25 and kind != "generate"
+        ):  # decoding is a difference of two windows
             assert row["watts"] == pytest.approx(WATTS, rel=0.4)
             assert row["j_per_token"] == pytest.approx(WATTS / row["tok_s"], rel=0.4)
-            assert row["j_per_token_low"] < row["j_per_token"] * 1.01
-            assert row["j_per_token_high"] > row["j_per_token"] * 0.99
+            if row["j_per_token_low"] is not None:  # none where a short window saw no tick of the counter
+                assert row["j_per_token_low"] < row["j_per_token"] * 1.01
+                assert row["j_per_token_high"] > row["j_per_token"] * 0.99
         assert row["net_j_per_token"] is None  # no idle baseline was given
         assert "no idle power" in row["reason"]
         assert row["peak_bytes"] > 0
