@@ -2,14 +2,17 @@
 
 import math
 import threading
+import time
 
 import pytest
 
+from distill_energy.energy import Meter, MeterConfig
 from distill_energy.energy.account import estimate_energy, gpu_energy, trapezoid
 from distill_energy.energy.sensors import nvml, rapl
 from distill_energy.energy.sensors.visible import GpuEntry, resolve_visible_gpus
+from distill_energy.store.sidecar import total
 
-from .fakes import FakePowercap, RaplDriver
+from .fakes import FakePowercap, Power, RaplDriver
 
 INTERVAL = 0.5
 IDLE, BUSY = 80.0, 690.0
@@ -139,9 +142,35 @@ def test_links_that_lead_nowhere_are_named_with_the_mount_that_works(tmp_path):
     root.mkdir()
     (root / "intel-rapl:0").symlink_to(real / "intel-rapl:0")
     assert rapl.discover(root) == []
-    assert str(real) in rapl.problem(root) and "-v /sys/devices/virtual/powercap" in rapl.problem(root)
+    said = rapl.problem(root)
+    assert str(real) in said and "-v /sys/devices/virtual/powercap/intel-rapl:/sys/class/powercap:ro" in said
     FakePowercap(real).zone("intel-rapl:0", "package-0")
     assert rapl.problem(root) is None and [z.name for z in rapl.discover(root)] == ["package-0"]
+
+
+def test_the_zones_themselves_in_the_place_of_the_links_are_read(tmp_path):
+    """As the mount that the note names shows them: folders with their subzones inside, and files beside them."""
+    cap = FakePowercap(tmp_path / "intel-rapl")
+    cap.zone("intel-rapl:0", "package-0")
+    cap.zone("intel-rapl:0/intel-rapl:0:0", "core")
+    cap.zone("intel-rapl:0/intel-rapl:0:1", "dram")
+    (tmp_path / "intel-rapl" / "enabled").write_text("1\n")
+    zones = rapl.discover(tmp_path / "intel-rapl")
+    assert [zone.name for zone in zones] == ["package-0", "package-0/dram"] and not any(z.error for z in zones)
+
+
+@pytest.mark.parametrize(("name", "holds"), [("NVIDIA-GH200-480GB", True), ("NVIDIA-H200", False)])
+def test_no_cpu_estimate_stands_on_top_of_a_module_counter(gpus, tmp_path, name, holds):
+    gpus.add(Power("const", 500.0), name=name)
+    with Meter(tmp_path / "a", MeterConfig(interval_s=0.05, powercap=str(tmp_path / "none"))) as meter:
+        time.sleep(0.2)
+    (cpu,) = [c for c in meter.attempt.components if c.component == "cpu"]
+    assert cpu.in_total is not holds
+    if holds:
+        assert cpu.gross_j is None and "module's counter holds the CPU" in cpu.reason
+        assert total(meter.attempt.components)[2] == "measured"
+    else:
+        assert cpu.source == "estimated"
 
 
 def test_an_impossible_sample_of_an_estimate_does_not_count():

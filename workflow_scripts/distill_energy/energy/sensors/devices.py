@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -164,6 +165,11 @@ def unavailable(component: str, reason: str, in_total: bool) -> dict[str, Any]:
     return {"component": component, "reason": reason, "in_total": in_total}
 
 
+def _holds_cpu(name: str | None) -> bool:
+    """Whether a GPU is a Grace Hopper module, whose energy counter is the whole module's."""
+    return name is not None and re.search(r"\bGH200\b", name) is not None
+
+
 class Host:
     """All devices of one attempt, opened. ``absent`` holds what there is no device for."""
 
@@ -220,6 +226,11 @@ class Host:
         if mode == "rapl":
             self.absent.append(unavailable("cpu", f"no RAPL package under {settings['powercap']}", True))
             self.absent.append(unavailable("dram", f"no RAPL package under {settings['powercap']}", False))
+            return
+        if mode == "auto" and (module := next((gpu for gpu in self.gpus if _holds_cpu(gpu.entry.name)), None)):
+            reason = f"{module.entry.name}: the module's counter holds the CPU and its memory already"
+            self.absent += [unavailable("cpu", reason, False), unavailable("dram", reason, False)]
+            self.notes.append(f"no CPU estimate on top: {reason}")
             return
         worker = CodeCarbonProcess(pid, settings["cpu_interval_s"])
         if worker.problem:

@@ -107,8 +107,9 @@ def problem(root: str | Path) -> str | None:
         return None
     target = os.path.dirname(os.path.normpath(os.path.join(dangling[0].parent, os.readlink(dangling[0]))))
     return (
-        f"{root} holds links to {target}, which is not mounted here: mount it read-only too "
-        "(docker: -v /sys/devices/virtual/powercap:/sys/devices/virtual/powercap:ro)"
+        f"{root} holds links to {target}, which is not mounted here or is masked: mount the zones themselves in the "
+        "links' place (docker: -v /sys/devices/virtual/powercap/intel-rapl:/sys/class/powercap:ro), or read-only too "
+        "(-v /sys/devices/virtual/powercap:/sys/devices/virtual/powercap:ro)"
     )
 
 
