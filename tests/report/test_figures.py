@@ -119,6 +119,18 @@ def test_amortisation_marks_the_real_n_and_the_balance_and_its_bars_leave_the_ve
         assert all(frame.x0 <= t.get_window_extent(renderer).x0 for t in verdicts)
 
 
+def test_amortisation_shows_n_star_in_operations(summary, monkeypatch):
+    """A diamond on the baseline's line where it is a number that fits, else words below."""
+    rows = [{**row, "n_star_flops_status": "never", "n_star_flops": None} for row in summary]
+    kd = next(r for r in rows if r["pipeline"] == "kd")
+    kd |= {"n_star_flops_status": "finite", "n_star_flops": 4.5}
+    figure = drawn_by(monkeypatch, amortization, rows)
+    diamonds = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "D"]
+    assert [line.get_xdata()[0] for line in diamonds] == [4.5]
+    said = " ".join(texts(figure)).replace("\n", " ")
+    assert "N* in FLOPs" in said and "KD never for 2 of 3 students" in said.replace("- ", "-")
+
+
 def test_the_error_bars_of_totals_hide_no_segment(summary, monkeypatch):
     (axes,) = drawn_by(monkeypatch, stage_breakdown, summary).axes
     bars = [patch for patch in axes.patches if patch.get_height() < 1]

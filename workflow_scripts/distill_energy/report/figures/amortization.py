@@ -60,7 +60,8 @@ def draw(summary: Sequence[Mapping[str, Any]], pdf: str | Path, png: str | Path,
         " its selection cost."
     )
     drawn = any(r["saving_high_kwh"] is not None for p in panels for r in p[2])
-    style.footnote(figure, " ".join(filter(None, [bars if drawn else "", omitted_note(summary, shown), more])))
+    notes = [bars if drawn else "", _operations(panels, limit), omitted_note(summary, shown), more]
+    style.footnote(figure, " ".join(filter(None, notes)))
     style.save(figure, pdf, png)
 
 
@@ -108,6 +109,8 @@ def _panel(axes, base, rows, every, factor: float, unit: str, limit: float) -> l
         if row["n_star_status"] == "finite" and row["n_star"] <= limit:
             axes.plot([row["n_star"]] * 2, [0, level], color=colour, lw=0.8, ls=(0, (2, 2)), zorder=2)
             axes.plot(row["n_star"], level, "x", color=colour, ms=6.5, mew=1.8, zorder=6)
+        if row["n_star_flops_status"] == "finite" and row["n_star_flops"] <= limit:
+            axes.plot(row["n_star_flops"], level, "D", color=colour, mfc="none", ms=5.5, mew=1.2, zorder=6)
         lines.append((row, style.darker(colour), _verdict(row) + _balance(row, factor, unit)))
     axes.set_xscale("log")
     axes.set_xlim(1, limit)
@@ -177,6 +180,21 @@ def _verdict(row) -> str:
     return text + " (one seed)"
 
 
+def _operations(panels, limit: float) -> str:
+    """What N* in floating-point operations is, where no marker shows it."""
+    said: dict[str, list[str]] = {}
+    for _, _, rows in panels:
+        for row in rows:
+            status, value = row["n_star_flops_status"], row["n_star_flops"]
+            if status == "finite" and value <= limit:
+                continue
+            words = style.number(value) if status == "finite" else status
+            said.setdefault(f"{pipeline_name(row['pipeline'])}{_setting(row)} {words}", []).append(row["student"])
+    count = len(panels)
+    parts = [f"{what} for {len(students)} of {count} students" for what, students in said.items()]
+    return f"N* in floating-point operations: {'; '.join(parts)}." if parts else ""
+
+
 def _setting(row) -> str:
     label = row["label"]
     return " " + label[label.index("(") :] if "(" in label else ""
@@ -192,6 +210,8 @@ def _legend(figure, panels, every) -> None:
             Line2D([], [], color=colour, lw=1.5, marker=marker, ms=6, label=f"{pipeline_name(pipeline)}, at its real N")
         )
     handles.append(Line2D([], [], color="#555555", marker="x", ls="none", mew=1.8, ms=6.5, label="break-even N*"))
+    if any(r["n_star_flops_status"] == "finite" for p in panels for r in p[2]):
+        handles.append(Line2D([], [], color="#555555", marker="D", mfc="none", ls="none", ms=5.5, label="N* in FLOPs"))
     figure.legend(
         handles=handles, loc="lower center", ncol=len(handles), bbox_to_anchor=(0.5, 0.985), columnspacing=1.6
     )
