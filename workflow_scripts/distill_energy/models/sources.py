@@ -123,7 +123,7 @@ def bare_model(spec: dict[str, Any], inputs: dict[str, Path]) -> Any:
         if spec["source"] == "pruned":
             return prune(bare_model(spec["of"], inputs), spec["layers"], spec.get("keep", "ends"))
         name, kwargs = folder_of(spec, inputs)
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **kwargs))
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs))
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
@@ -180,7 +180,7 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
     else:
         name, kwargs = folder_of(spec, inputs)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"tokenizer of {name}: cannot be loaded ({_why(name, error)})") from error
     if not tokenizer.chat_template:
