@@ -186,3 +186,15 @@ def test_another_users_process_is_refused(warm, tmp_path):
     assert done.returncode == 0
     with contextlib.suppress(ProcessLookupError):
         assert warm.poll() is None
+
+
+def test_none_where_there_is_an_nvidia_gpu(tmp_path, monkeypatch):
+    """CUDA does not survive a fork."""
+    monkeypatch.setenv(worker.OWNER, worker.owned_by(os.getpid(), "results"))
+    assert worker.owner() == os.getpid()
+    driver = tmp_path / "nvidiactl"
+    monkeypatch.setattr(worker, "CUDA_DRIVER", (str(driver),))
+    assert worker.owner() == os.getpid()
+    driver.touch()
+    assert worker.owner() is None
+    assert worker.call("jobs_of_test:leave", {"status": 0}, {}) is None

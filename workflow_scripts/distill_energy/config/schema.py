@@ -113,7 +113,7 @@ class Config(Section):
     warm_worker: bool = Field(
         False,
         description="stages on this host run in forked copies of one process that has loaded the libraries, measured "
-        "as `prerun/worker`; for studies of many short stages",
+        "as `prerun/worker`; for studies of many short stages; without effect where there is an NVIDIA GPU",
     )
     energy: EnergyConfig = Field(default_factory=EnergyConfig)
     prerun: Prerun = Field(default_factory=Prerun)

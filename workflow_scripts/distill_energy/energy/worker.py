@@ -24,6 +24,8 @@ from .identity import process_start
 #: Environment: whose jobs may share a warm process, as "pid:start:SLURM job:answer's folder" of the workflow's process.
 OWNER = "DISTILL_ENERGY_WARM_OWNER"
 START_S = 300.0
+#: Device files of an NVIDIA driver (the second: in WSL). CUDA, once asked for anything, does not survive a fork.
+CUDA_DRIVER = ("/dev/nvidiactl", "/dev/dxg")
 #: What is read once, when a library is loaded: jobs that differ in it do not share a process.
 READ_AT_LOAD = ("CUDA_", "GOMP_", "HF_", "KMP_", "LD_", "MKL_", "NVIDIA_", "OMP_", "OPENBLAS_", "TORCH")
 
@@ -39,7 +41,12 @@ def answer_folder() -> str:
 
 
 def owner() -> int | None:
-    """The process whose jobs may share a warm process here; None if there is none, or it is elsewhere or gone."""
+    """The process whose jobs may share a warm process here; None if there is none, or it is elsewhere or gone.
+
+    None, too, where there is an NVIDIA GPU: a fork of a process that has asked CUDA for anything cannot use it.
+    """
+    if any(map(os.path.exists, CUDA_DRIVER)):
+        return None
     try:
         pid, start, job, _ = os.environ[OWNER].split(":", 3)
         here = process_start(int(pid)) == int(start) and job == os.environ.get("SLURM_JOB_ID", "")
