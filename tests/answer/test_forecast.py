@@ -148,6 +148,7 @@ def test_the_default_plan_is_forecast_stage_by_stage(default, tmp_path):
         "teacher_logits",
         "teacher_generation",
         "student_training",
+        "contamination",
         "evaluation",
         "total",
     ]

@@ -236,3 +236,19 @@ def test_the_least_joules_have_shares():
     shares = phase_shares({"load_j": 5e-324}, 5e-324)
     assert shares["load"] == 1.0
     assert math.fsum(shares.values()) == 1.0
+
+
+def test_contamination_is_shared_by_the_runs_that_were_evaluated_on_it():
+    """In equal parts, whatever the number of students; a run that was not evaluated on it bears none."""
+    made, labels = ("contamination", "quick-d", "c0"), {"teacher": "t", "dataset": "d", "student": "s"}
+    rows = [row(("evaluation", "quick-t", "ref"), 40.0, role="teacher", teacher="t")]
+    rows.append(row(made, 12.0, [("evaluation", "quick-t", "ref")]))
+    runs = [("student_training", f"s{i}", f"r{i}") for i in range(3)]
+    for number, run in enumerate(runs):
+        rows.append(row(run, 100.0, **labels))
+        read = [run, *([made] if number else [])]
+        rows.append(row(("evaluation", f"quick-s{number}", f"e{number}"), 5.0, read, role="student", **labels))
+    places = allocate(rows, set(runs), provenance(rows))
+    found = [(p["place"], p["run"], p["joules"]) for p in places if p["stage"] == "contamination"]
+    assert found == [("shared", "/".join(run), 6.0) for run in runs[1:]]
+    assert math.fsum(totals(places).values()) == 40 + 12 + 3 * 105

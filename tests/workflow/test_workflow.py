@@ -96,7 +96,7 @@ def test_additions_plan_no_teacher_job(clone, change, expected):
     planned = clone.planned()
     assert not TEACHER & set(planned)
     assert {rule: planned[rule] for rule in expected} == expected
-    assert not {"prerun", "preprocess_data", "preprocess_model"} & set(planned)
+    assert not {"prerun", "preprocess_data", "preprocess_model", "contamination"} & set(planned)
 
 
 def test_teacher_parameter_plans_its_dependents_and_back_plans_nothing(clone):
@@ -152,7 +152,7 @@ def test_what_is_known_to_be_wrong_is_said_before_any_job(tmp_path):
 
 
 def test_scripts_touched_metadata_lost_keys_reordered(finished, clone, tmp_path):
-    measured = {"prerun", "preprocess_data", "student_training", "evaluation", *TEACHER}
+    measured = {"prerun", "preprocess_data", "student_training", "contamination", "evaluation", *TEACHER}
     repo = tmp_path / "repo"
     repo.mkdir()
     for part in ("Snakefile", "configs", "envs", "rules", "workflow_scripts", "profiles", "report", "config.yaml"):
@@ -174,7 +174,7 @@ def test_scripts_touched_metadata_lost_keys_reordered(finished, clone, tmp_path)
 def test_fresh_clone_with_the_same_results_plans_no_measured_job(finished, tmp_path):
     other = finished.copy(tmp_path / "elsewhere")
     shutil.rmtree(other.folder / ".snakemake", ignore_errors=True)
-    measured = {"prerun", "preprocess_data", "student_training", "evaluation", *TEACHER}
+    measured = {"prerun", "preprocess_data", "student_training", "contamination", "evaluation", *TEACHER}
     assert not measured & set(other.planned())
 
 

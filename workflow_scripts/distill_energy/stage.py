@@ -66,6 +66,7 @@ MAIN = {
     "teacher_logits": "teacher.logits",
     "teacher_generation": "teacher.generation",
     "student_training": "train.stage",
+    "contamination": "evaluate.contamination",
     "evaluation": "evaluate.stage",
 }
 

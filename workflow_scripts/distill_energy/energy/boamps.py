@@ -18,6 +18,7 @@ _TASK_STAGE = {
     "teacher_logits": "inference",
     "teacher_generation": "datacreation",
     "student_training": "finetuning",
+    "contamination": "preprocessing",
     "evaluation": "inference",
     "command": "other",
 }

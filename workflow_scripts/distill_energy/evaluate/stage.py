@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
@@ -184,17 +183,20 @@ def _operations(session, outcome: Outcome) -> dict[str, Any]:
 
 
 def _contamination(ctx, outcome: Outcome) -> None:
-    """Count the items whose prompt occurs in the training data that the context names."""
+    """Count the items whose prompt occurs in the training data that the context names: they are looked up, but for
+    prompts that the teacher was not asked."""
     if "data" not in ctx.inputs:
         return
-    from .contamination import contaminated
+    from .contamination import flagged, read_flags, training_file
 
-    path = Path(ctx.inputs["data"]) / "train.parquet"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; contamination cannot be counted")
-    prompts = {name: [i.prompt for i in result.items] for name, result in outcome.results.items() if result.items}
+    train = training_file(ctx.inputs["data"])
     with ctx.meter.phase("contamination"):
-        outcome.contaminated = contaminated(prompts, path)
+        known = read_flags(ctx.inputs["contamination"]) if "contamination" in ctx.inputs else {}
+        prompts = [(name, item.prompt) for name, result in outcome.results.items() for item in result.items]
+        found = flagged([prompt for _, prompt in prompts], train, known)
+    outcome.contaminated = {name: 0 for name, result in outcome.results.items() if result.items}
+    for (name, _), hit in zip(prompts, found, strict=True):
+        outcome.contaminated[name] += hit
 
 
 def score_rows(outcome: Outcome, role: str, spent: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -239,6 +241,7 @@ def _spent(name: str, spent: dict[str, list[Any]]) -> dict[str, Any]:
 
 def _write(ctx, session, outcome: Outcome) -> dict[str, Any]:
     from ..models.sources import model_dtype
+    from .contamination import PROMPTS, write_prompts
     from .gold import PREDICTIONS, write_predictions
     from .inference import write_inference
     from .result import write_items, write_scores
@@ -252,6 +255,8 @@ def _write(ctx, session, outcome: Outcome) -> dict[str, Any]:
     if agreements:
         write_predictions(ctx.out / PREDICTIONS, agreements)
     write_items(ctx.out / "items.parquet", outcome.results)
+    if session.role == "teacher":
+        write_prompts(ctx.out / PROMPTS, (i.prompt for result in outcome.results.values() for i in result.items))
     write_inference(ctx.out / "inference.parquet", outcome.inference)
     write_scores(ctx.out / "scores.parquet", rows)
     used = model_dtype(session.dtype) if session.model is None else session.model.dtype

@@ -80,6 +80,8 @@ def _case(config: Config, spec: StageSpec) -> Case | None:
         given = config.datasets[dataset]
         job |= {"dataset": dataset, "max_length": given.max_length, "n_train": given.n_train}
         job |= {"answer_tokens": _answer_tokens(config, labels), "logits": config.teacher.logits.model_dump()}
+    if spec.stage == "contamination":
+        return None  # runs no model
     pipeline = kind = None
     data = data_key(config, dataset)
     if spec.stage == "prerun":

@@ -187,6 +187,7 @@ def workload(spec: Mapping[str, Any], sizes: Sizes) -> Workload:
         "teacher_logits": _logits,
         "teacher_generation": _generation,
         "student_training": _training,
+        "contamination": _contamination,
         "evaluation": _evaluation,
     }[spec["stage"]]
     return make(base, spec, sizes)
@@ -308,6 +309,13 @@ def _training(base: Workload, spec, sizes: Sizes) -> Workload:
         bytes=times((2, 3, 4), parameters),
         labels={**base.labels, "pipeline_kind": kind},
         times_done={"keep": times(evaluations, BEST)},
+    )
+
+
+def _contamination(base: Workload, spec, sizes: Sizes) -> Workload:
+    examples = float(sizes.config["datasets"][spec["labels"]["dataset"]]["n_train"])
+    return _with(
+        base, seconds=(1 + examples / 50_000, 3 + examples / 10_000, 10 + examples / 1000), bytes=(1e4, 1e5, 1e6)
     )
 
 

@@ -1,9 +1,9 @@
 """Where each joule went: every execution's energy in exactly one place, so that the places add up to what was spent.
 
 The places (docs/accounting.md): ``own``, a kept run's training and evaluations; ``shared``, what several runs need
-(prerun, preprocessing, teacher artifacts, the teacher's evaluation), in equal parts to the kept runs that consumed it;
-``selection``, runs of a sweep that were not kept and what only they consumed; ``abandoned``, what no configuration
-lists any more; ``wasted``, attempts that did not complete, artifacts made twice, attempts that led to none.
+(prerun, preprocessing, teacher artifacts, the teacher's evaluation, contamination), in equal parts to the kept runs
+that consumed it; ``selection``, runs of a sweep that were not kept and what only they consumed; ``abandoned``, what no
+configuration lists any more; ``wasted``, attempts that did not complete, artifacts made twice, attempts without any.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]
             models = [tuple(c.split("/")) for c in row["consumes"] if c.startswith("student_training/")]
             if models:
                 found[key].update(models)
+                for needed in provenance.closure(key):  # what an evaluation reads beside the model
+                    if needed[0] == "contamination":
+                        found[needed].update(models)
             elif row["role"] == "teacher":
                 scaled = (r for r in current if r["teacher"] == row["teacher"] or r["teacher"] not in evaluated)
                 found[key].update(key_of(r) for r in scaled if row["current"])

@@ -153,6 +153,17 @@ class _Builder:
         inputs = (*self._model_input(teacher), *self._held_out(suite))
         return self._stage("evaluation", f"{suite}-{teacher}", "evaluation", params, inputs, labels=labels)
 
+    def _contamination(self, suite: str, dataset: str) -> StageSpec:
+        """Which of a suite's prompts, as the teacher was asked them, occur in a data set."""
+        consumes = (
+            self._teacher_evaluation(suite).as_input("teacher_evaluation"),
+            self._data(dataset).as_input("data"),
+        )
+        labels = {"suite": suite, "dataset": dataset}
+        return self._stage(
+            "contamination", f"{suite}-{dataset}", "contamination", {"words": 13}, consumes, labels=labels
+        )
+
     def _suite(self, suite: str) -> dict[str, Any]:
         evaluation = self.config.evaluation
         names = evaluation.resolved_suites()[suite]
@@ -282,6 +293,9 @@ class _Builder:
         consumes = [training.as_input("model"), self._data(dataset).as_input("data"), *self._held_out(suite)]
         if any(benchmark["kind"] in NEEDS_TEACHER for benchmark in params["benchmarks"].values()):
             consumes.append(self._teacher_evaluation(suite).as_input("teacher_evaluation"))
+        if any(benchmark["kind"] != "inference" for benchmark in params["benchmarks"].values()):
+            # Looked up, and looked for where it is lacking: the count is the same.
+            consumes.append(self._contamination(suite, dataset).as_input("contamination", hashed=False))
         labels = {**training.labels, "suite": suite, "run": training.version}
         name = f"{suite}-{training.name}"
         return self._stage("evaluation", name, "evaluation", params, tuple(consumes), labels=labels, seed=training.seed)

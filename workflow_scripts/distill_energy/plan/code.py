@@ -25,6 +25,7 @@ CODE = {
     "teacher_logits": ("teacher/logits.py", "kd/cache", "kd/weights.py", "models/logits.py", "models/pruned.py"),
     "teacher_generation": ("teacher/generation", "models/sources.py", "models/pruned.py"),
     "student_training": ("train", "kd/losses", "pipelines", "models/logits.py", "models/pruned.py"),
+    "contamination": ("evaluate/contamination.py",),
     "evaluation": ("evaluate", "models/logits.py"),
 }
 

@@ -12,5 +12,6 @@ RECIPES = {
     "teacher_logits": 2,
     "teacher_generation": 1,
     "student_training": 1,
+    "contamination": 1,
     "evaluation": 1,
 }

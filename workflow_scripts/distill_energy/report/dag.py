@@ -31,7 +31,7 @@ def _kind(row: Mapping[str, Any]) -> tuple[int, str, str] | None:
             stage,
             "Evaluation: teacher" if row["role"] == "teacher" else f"Evaluation: {pipeline_name(row['pipeline'])}",
         )
-    return None  # prerun measures the host; nothing is made from it
+    return None  # prerun measures the host and contamination counts: nothing is made from them
 
 
 def svg(rows: Sequence[Mapping[str, Any]], told: Callable[[float | None], str] = energy) -> str:

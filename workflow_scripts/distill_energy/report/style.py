@@ -37,6 +37,7 @@ STAGE_COLOURS = {
     "teacher_logits": PARTS["teacher"][0],
     "teacher_generation": "#AA4499",
     "student_training": PARTS["student"][0],
+    "contamination": "#88CCEE",
     "evaluation": "#B8A900",
 }
 WIDTH = 7.2  # inches: a text block

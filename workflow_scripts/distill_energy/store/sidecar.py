@@ -30,6 +30,7 @@ STAGES = (
     "teacher_logits",
     "teacher_generation",
     "student_training",
+    "contamination",
     "evaluation",
     "command",  # any other work, measured by `python -m distill_energy.energy run`
 )
