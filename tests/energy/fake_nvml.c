@@ -16,7 +16,10 @@
  *   slow S                         each reading takes S seconds
  *   pid N                          a process on the device
  *   health C MHZ PERCENT MIB BITS HEAT   temperature (+ HEAT °C a second), SM clock, utilisation, memory, throttle reasons
- *   mig UUID                       a MIG device
+ *   mig UUID [SMS]                 a MIG device and its multiprocessors
+ *   sms N                          multiprocessors of an instance of the whole GPU
+ *   averaged                       nvmlDeviceGetPowerUsage is the mean of the last second
+ *   fields average | instant | both   field values 185 and 186
  *
  * The file is read again for every call, unless $FAKE_NVML_ONCE is set.
  */
@@ -34,7 +37,7 @@ enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
 
 typedef struct {
     char uuid[96], name[64], migs[8][96];
-    int kind, nocounter, nopower, deny, pids[8], n_pids, n_migs;
+    int kind, nocounter, nopower, deny, pids[8], n_pids, n_migs, mig_sms[8], sms, averaged, fields;
     double a, b, c, health[6], refresh, scale, lost, slow;
     double fail_counter[2], fail_power[2], reset, stall[2], forget[2], stale[2];
 } Gpu;
@@ -84,7 +87,12 @@ static void load(void) {
         if (!strncmp(line, "nopower", 7)) g->nopower = 1;
         if (!strncmp(line, "deny", 4)) g->deny = 1;
         if (g->n_pids < 8 && sscanf(line, "pid %d", &g->pids[g->n_pids]) == 1) g->n_pids++;
-        if (g->n_migs < 8 && sscanf(line, "mig %95s", g->migs[g->n_migs]) == 1) g->n_migs++;
+        if (g->n_migs < 8 && sscanf(line, "mig %95s %d", g->migs[g->n_migs], &g->mig_sms[g->n_migs]) >= 1) g->n_migs++;
+        sscanf(line, "sms %d", &g->sms);
+        if (!strncmp(line, "averaged", 8)) g->averaged = 1;
+        if (!strncmp(line, "fields average", 14)) g->fields = 1;
+        if (!strncmp(line, "fields instant", 14)) g->fields = 2;
+        if (!strncmp(line, "fields both", 11)) g->fields = 3;
         double *h = g->health;
         sscanf(line, "health %lf %lf %lf %lf %lf %lf", h, h + 1, h + 2, h + 3, h + 4, h + 5);
         span(line, "failcounter", g->fail_counter);
@@ -193,7 +201,44 @@ int nvmlDeviceGetPowerUsage(long h, unsigned *mw) {
     int code = fault(g, t, g ? g->fail_power : NULL);
     if (code) return code;
     t = now();
-    *mw = (unsigned)(1e3 * power(g, inside(g->stale, t) ? g->stale[0] : t) + 0.5);
+    if (inside(g->stale, t)) t = g->stale[0];
+    *mw = (unsigned)(1e3 * (g->averaged ? energy(g, t) - energy(g, t - 1) : power(g, t)) + 0.5);
+    return OK;
+}
+
+typedef struct {
+    unsigned id, scope;
+    long long timestamp, latency;
+    unsigned type;
+    int code;
+    union { double d; unsigned u; unsigned long long ull; } value;
+} Field;
+int nvmlDeviceGetFieldValues(long h, int n, Field *into) {
+    Gpu *g = find(h);
+    double t = now();
+    if (!g) return INVALID;
+    for (int i = 0; i < n; i++) {
+        int which = into[i].id == 185 ? 1 : into[i].id == 186 ? 2 : 0;
+        if (!(g->fields & which)) { into[i].code = NOT_SUPPORTED; continue; }
+        into[i].code = fault(g, t, g->fail_power);
+        into[i].type = 1;
+        into[i].value.u = (unsigned)(1e3 * (which == 1 ? energy(g, t) - energy(g, t - 1) : power(g, t)) + 0.5);
+    }
+    return OK;
+}
+
+/* Attributes of a MIG device, and the profile of an instance of the whole GPU (index 4: seven slices). */
+int nvmlDeviceGetAttributes_v2(long h, unsigned *into) {
+    load();
+    if (h < 100 || !gpus[h / 100 - 1].mig_sms[h % 100]) return NOT_SUPPORTED;
+    into[0] = gpus[h / 100 - 1].mig_sms[h % 100];
+    return OK;
+}
+typedef struct { unsigned version, id, p2p, slices, instances, sms; } Profile;
+int nvmlDeviceGetGpuInstanceProfileInfoV(long h, unsigned profile, Profile *into) {
+    Gpu *g = find(h);
+    if (!g || !g->sms || profile > 4) return NOT_SUPPORTED;
+    into->sms = profile == 4 ? g->sms : g->sms / 7;
     return OK;
 }
 

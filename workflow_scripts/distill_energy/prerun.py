@@ -48,12 +48,12 @@ def cool_down(ctx: Any, limit_c: float | None) -> dict[str, Any] | None:
         return None
     import os
 
-    from .energy.sensors.nvml import open_gpus
+    from .energy.sensors.gpus import Gpus
 
-    nvml, readers, _ = open_gpus(os.environ)
+    gpus = Gpus(os.environ)
 
     def hottest() -> int | None:
-        return max((t for reader in readers if (t := reader.health()[0]) is not None), default=None)
+        return max((t for reader in gpus.readers if (t := reader.health()[0]) is not None), default=None)
 
     try:
         first = last = hottest()
@@ -66,7 +66,7 @@ def cool_down(ctx: Any, limit_c: float | None) -> dict[str, Any] | None:
                 last = hottest()
             seconds = time.monotonic() - began
     finally:
-        nvml.close()
+        gpus.close()
     reached = None if last is None else last <= limit_c
     ctx.log(f"cooled from {first} to {last} °C in {seconds:.0f} s (prerun.cooldown_c is {limit_c:g})")
     return {"reached": reached, "seconds": seconds, "before_c": first, "after_c": last}

@@ -7,6 +7,7 @@ value could not be read. Gaps above ``GAP`` intervals are bounded, not trusted.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import math
 import statistics
@@ -17,6 +18,7 @@ GAP = 3  # intervals; a longer distance between readings is a gap
 REFRESH_S = 0.1  # how often NVML's energy counter moves (measured on Volta to Hopper: 20 to 100 ms)
 STALL = 3  # intervals (and at least 2 s) without a move of the counter, under load, before it is called stalled
 AVERAGE_S = 1.0  # what a power reading is the mean of, where the driver averages (Ampere to Hopper)
+SIGMAS = 3.0  # standard errors by which the sum of instantaneous readings may miss the counter
 JUMP = 3.0  # times the most that a GPU may draw: a counter that moves more has jumped
 DISAGREE, DISPUTED = 0.02, 0.05
 
@@ -38,6 +40,12 @@ class Energy:
     curve_t: list[float] = field(default_factory=list)
     curve_j: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)  # of readings that counted
+
+    def part(self, share: float) -> Energy:
+        """The same with every joule times ``share``."""
+        known = {name: getattr(self, name) for name in ("gross_j", "error_j", "crosscheck_j")}
+        scaled = {name: None if value is None else share * value for name, value in known.items()}
+        return dataclasses.replace(self, **scaled, curve_j=[share * value for value in self.curve_j])
 
     def at(self, t: float) -> float:
         """Cumulative J at ``t``, linear between readings, constant outside them."""
@@ -74,13 +82,21 @@ def _piece(h: float, p0: float, p1: float, interval_s: float, cap_w: float) -> t
 
 
 def gpu_energy(
-    samples: Sequence[Sample], interval_s: float, unit: float = 1e-3, limit_w: float | None = None
+    samples: Sequence[Sample],
+    interval_s: float,
+    unit: float = 1e-3,
+    limit_w: float | None = None,
+    power_kind: str | None = None,
+    vendor: str = "nvml",
+    span: int | None = None,
 ) -> Energy:
     """Energy of a GPU: its counter where it has one, the trapezoid of power otherwise and as a cross-check.
 
     Between two readings of the counter its difference is the energy, gaps included. Where the counter went back (a
     reset) or stood still under load, the power's trapezoid stands in for that stretch, bounded. Null if the device
     was lost before the window's end (nothing is known of the rest), the reason saying what it drew until then.
+    ``power_kind``: ``average`` or ``instant`` where the driver says which its power is. ``vendor``: the interface, as
+    the methods are named. ``span``: counts after which the counter starts again from 0, where it is known.
     """
     start, end = samples[0][0], samples[-1][0]
     power = [(t, p) for t, _, p in samples if p is not None]
@@ -90,7 +106,7 @@ def gpu_energy(
         result.reason = "no reading succeeded"
         return result
     cap = max([p for _, p in power] + [limit_w or 0.0])
-    result.method = "nvml_counter" if counter else "nvml_power_integral"
+    result.method = f"{vendor}_counter" if counter else f"{vendor}_power_integral"
     use_counter = bool(counter)
     if use_counter and not power and counter[-1][0] - counter[0][0] > 2.0 and len({c for _, c in counter}) == 1:
         # A virtual GPU's counter may stand at 0 for ever. Without power there is nothing to tell that from idling.
@@ -98,7 +114,7 @@ def gpu_energy(
         result.flags.append("counter_stalled")
         return result
     if use_counter:
-        curve, error = _counter_curve(counter, power, interval_s, unit, cap, result, limit_w)
+        curve, error = _counter_curve(counter, power, interval_s, unit, cap, result, limit_w, span)
     else:
         curve, error = _power_curve(power, interval_s, cap)
     head, tail = curve[0][0] - start, end - curve[-1][0]
@@ -114,7 +130,7 @@ def gpu_energy(
     result.curve_t, result.curve_j = [t for t, _ in curve], [j for _, j in curve]
     result.gross_j, result.error_j = curve[-1][1], error + edge_error
     if use_counter and len(power) > 1:
-        _crosscheck(result, power, interval_s, cap, start, end)
+        _crosscheck(result, power, start, power_kind, vendor)
     return result
 
 
@@ -132,7 +148,9 @@ def _power_curve(power: list[tuple[float, float]], interval_s: float, cap: float
     return curve, math.fsum(error)
 
 
-def _counter_curve(counter, power, interval_s: float, unit: float, cap: float, result: Energy, limit_w: float | None):
+def _counter_curve(
+    counter, power, interval_s: float, unit: float, cap: float, result: Energy, limit_w: float | None, span: int | None
+):
     """Cumulative J over the counter's readings, with resets and stalls bridged by the power."""
     base_curve, _ = _power_curve(power, interval_s, cap) if power else ([], 0.0)
     reference = Energy(curve_t=[t for t, _ in base_curve], curve_j=[j for _, j in base_curve])
@@ -149,7 +167,7 @@ def _counter_curve(counter, power, interval_s: float, unit: float, cap: float, r
     while index < len(counter) - 1:
         stop = stalls.get(index, index + 1)
         (t0, c0), (t1, c1) = counter[index], counter[stop]
-        delta = c1 - c0
+        delta = unwrapped(c1 - c0, span, JUMP * (limit_w or cap) * (t1 - t0 + REFRESH_S) / unit)
         expected = by_power(t0, t1)
         if delta < 0:
             result.flags.append("counter_reset")
@@ -176,6 +194,11 @@ def _counter_curve(counter, power, interval_s: float, unit: float, cap: float, r
     else:
         errors.append(2 * REFRESH_S * cap)
     return curve, math.fsum(errors) + 2 * unit
+
+
+def unwrapped(delta: int, span: int | None, most: float) -> int:
+    """A step of a counter; one back that a wrap after ``span`` counts explains within ``most`` counts is undone."""
+    return delta + span if delta < 0 and span and delta + span <= most else delta
 
 
 def _stalls(counter, by_power, interval_s: float) -> dict[int, int]:
@@ -210,20 +233,23 @@ def _edges(curve, power, start: float, end: float, cap: float):
     return curve, error
 
 
-def _crosscheck(result: Energy, power, interval_s: float, cap: float, start: float, end: float) -> None:
+def _crosscheck(result: Energy, power, start: float, power_kind: str | None, vendor: str) -> None:
     """Compare the counter with the power, like with like.
 
     On many cards a power reading is the mean of the last second (NVML field 185), so that its integral lags at every
     edge of the load: -3.7% for a step of 12 s, with both sensors right. Such readings are compared with the counter's
     own increase over the same second, instantaneous ones with the counter between the same moments. Which of the two a
-    driver gives is not told: it is seen in the shape of the curve, whatever its scale.
+    driver gives is told by its name (fields 185 and 186), else seen in the shape of the curve, whatever its scale.
     """
-    found = [alike for window in (0.0, AVERAGE_S) if (alike := _alike(result, power, start, window)) is not None]
+    windows = {"average": (AVERAGE_S,), "instant": (0.0,)}.get(power_kind, (0.0, AVERAGE_S))
+    found = [alike for window in windows if (alike := _alike(result, power, start, window)) is not None]
     if not found:
         return
     best = min(found, key=lambda alike: alike.misfit)
     ours, theirs = best.counter_j, best.power_j
-    result.crosscheck_method = "nvml_power_average" if best.window else "nvml_power_integral"
+    result.crosscheck_method = f"{vendor}_power_average" if best.window else f"{vendor}_power_integral"
+    if power_kind is not None:
+        result.crosscheck_method = f"{vendor}_field_{power_kind}"
     result.crosscheck_j = result.gross_j * theirs / ours if ours > 0 else theirs
     larger = max(ours, theirs)
     difference = abs(ours - theirs) - best.slack
@@ -239,7 +265,8 @@ def _crosscheck(result: Energy, power, interval_s: float, cap: float, start: flo
 class _Alike:
     """Counter and power over one stretch, the power taken as the mean of the last ``window`` seconds (0: as it is).
 
-    ``slack``: joules that the counter's refresh alone explains; ``misfit``: 1 − cos² between the two curves.
+    ``slack``: joules that the counter's refresh alone explains, and, of instantaneous readings, three standard errors
+    of their sum: each is one draw of what the power was since the one before; ``misfit``: 1 − cos² of the two curves.
     """
 
     window: float
@@ -263,13 +290,22 @@ def _alike(result: Energy, power, start: float, window: float) -> _Alike | None:
         ours = [
             (result.at(t1) - result.at(t0)) / max(t1 - t0, 1e-9) for (t0, _), (t1, _) in itertools.pairwise(readings)
         ]
+    scatter = 0.0
+    if not window:
+        off = [(b - a) * h for a, b, h in zip(ours, theirs, steps, strict=True)]
+        middle = math.fsum(off) / len(off)
+        # less what the counter's own steps scatter (uniform, at both ends), which cancels in the sum; 1.5: for safety
+        steps_j2 = [1.5 * (REFRESH_S * max(p0, p1)) ** 2 / 6 for (_, p0), (_, p1) in itertools.pairwise(readings)]
+        spread = math.fsum((value - middle) ** 2 for value in off) - math.fsum(steps_j2)
+        # a reading counts in the interval before and after it: the sum's variance is twice that of the terms
+        scatter = SIGMAS * math.sqrt(2 * max(0.0, spread))
     size = math.fsum(a * a for a in ours) * math.fsum(b * b for b in theirs)
     misfit = 1 - math.fsum(a * b for a, b in zip(ours, theirs, strict=True)) ** 2 / size if size > 0 else 1.0
     return _Alike(
         window,
         math.fsum(a * h for a, h in zip(ours, steps, strict=True)),
         math.fsum(b * h for b, h in zip(theirs, steps, strict=True)),
-        REFRESH_S * (readings[0][1] + readings[-1][1]),
+        REFRESH_S * (readings[0][1] + readings[-1][1]) + scatter,
         round(misfit, 6),
     )
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,16 @@ class Window:
                 samples, self.interval, device.get("range"), device["limit_w"], device["unit"], shares
             )
         else:
-            energy = account.gpu_energy(samples, self.interval, device["unit"], device.get("limit_w"))
+            energy = account.gpu_energy(
+                samples,
+                self.interval,
+                device["unit"],
+                device.get("limit_w"),
+                device.get("power_kind"),
+                device.get("vendor", "nvml"),
+                device.get("range"),
+            )
+            energy = _shared(energy, device)
         if energy.gross_j is None:
             problem = device.get("error") or self._problem(index)
             energy.reason = f"{energy.reason} ({problem})" if problem else energy.reason
@@ -192,7 +202,7 @@ class Window:
 
     def _component(self, device: dict[str, Any], energy: account.Energy) -> schema.Component:
         known = energy.gross_j is not None
-        estimate = device["kind"] == "codecarbon"
+        estimate = device["kind"] == "codecarbon" or device.get("share", 1.0) != 1.0  # a rule is a model too
         idle_j, idle_reason = self._idle(device)
         return schema.Component(
             component=device["component"],
@@ -316,6 +326,16 @@ class Window:
             source=source if joules is not None else "unavailable",
             reason=None if joules is not None else reason or "no sample in the phase",
         )
+
+
+def _shared(energy: account.Energy, device: dict[str, Any]) -> account.Energy:
+    """The part of a GPU's energy that a slice of it is given; null where the rule has no value for it."""
+    share = device.get("share", 1.0)
+    if share is not None:
+        return energy if share == 1.0 else energy.part(share)
+    whole = "unknown" if energy.gross_j is None else f"{energy.gross_j:.1f} J"
+    why = f"the slice's share of the GPU ({whole}) is unknown: {device.get('share_rule')}"
+    return replace(energy, gross_j=None, error_j=None, crosscheck_j=None, curve_t=[], curve_j=[], reason=why)
 
 
 #: A phase of one name that occurs more often is one row: its sums.

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from ..store.sidecar import Gpu, Hardware, Software
-from .sensors.nvml import open_gpus
+from .sensors.gpus import Gpus, Reader
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PACKAGES = (
@@ -43,9 +43,12 @@ PACKAGES = (
 
 def describe_hardware() -> Hardware:
     """Host, CPU, cores that this process may use, RAM, and the GPUs that it sees."""
-    return Hardware(
-        host=socket.gethostname(), cpu=_cpu(), cores=len(os.sched_getaffinity(0)), ram_bytes=_ram(), gpus=_gpus()
-    )
+    return Hardware(host=socket.gethostname(), cpu=_cpu(), cores=usable_cores(), ram_bytes=_ram(), gpus=_gpus())
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; all of the machine's where the system does not tell (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str | None:
@@ -65,28 +68,20 @@ def _ram() -> int | None:
 
 
 def _gpus() -> list[Gpu]:
-    nvml, readers, _ = open_gpus(os.environ)
+    gpus = Gpus(os.environ)
     try:
-        return [_gpu(nvml, reader) for reader in readers]
+        return [_gpu(reader) for reader in gpus.readers]
     finally:
-        nvml.close()
+        gpus.close()
 
 
-def _gpu(nvml, reader) -> Gpu:
-    def ask(call):
-        try:
-            return call()
-        except Exception:  # an old driver without the call, a lost device: unknown
-            return None
-
-    lib = nvml.lib
-    driver = ask(lib.nvmlSystemGetDriverVersion)
+def _gpu(reader: Reader) -> Gpu:
     return Gpu(
         uuid=reader.entry.uuid,
         name=reader.entry.name,
-        memory_bytes=ask(lambda: lib.nvmlDeviceGetMemoryInfo(reader.handle).total),
-        power_limit_w=reader.limit_w() if reader.handle is not None else None,
-        driver=driver.decode() if isinstance(driver, bytes) else driver,
+        memory_bytes=reader.memory_bytes(),
+        power_limit_w=reader.limit_w(),
+        driver=reader.driver(),
     )
 
 

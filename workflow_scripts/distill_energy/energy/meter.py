@@ -102,9 +102,14 @@ class Meter:
         self.folder = self._make_folder()
         self._board = Board.create()
         ready = self._start_sampler()
-        estimated = any(d["kind"] == "codecarbon" and d["component"] == "cpu" for d in ready["ready"])
-        self._source: Source = "estimated" if estimated else "measured"
-        gpus = [device["device"] for device in ready["ready"] if device["component"] == "gpu"]
+        devices = ready["ready"]
+        estimated = any(d["kind"] == "codecarbon" and d["component"] == "cpu" for d in devices)
+        by_rule = any(d.get("share", 1.0) != 1.0 for d in devices)
+        self._source: Source = "estimated" if estimated or by_rule else "measured"
+        gpus = []  # of a GPU in slices, each has its own lock
+        for device in devices:
+            if device["component"] == "gpu":
+                gpus += (device.get("mig") or device["device"]).split(", ")
         if gpus and self.config.exclusive:
             try:
                 self.waited_s = self._locks.acquire(gpus, lambda text: print(text, file=sys.stderr, flush=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+MOST_W = 5000.0  # of one GPU
+
 
 class RunningTotal:
     """Gross J since the first tick over the components that belong to the total; None if one is unknown."""
@@ -12,13 +14,14 @@ class RunningTotal:
         """``lost_s``: a device that was not read for so long makes the total unknown until it is read again."""
         self.lost_s = lost_s
         self.devices = devices
-        self.unknown = any(item["in_total"] for item in absent)
+        self.unknown = any(item["in_total"] for item in absent) or any(d.get("share", 1.0) is None for d in devices)
         self.joules = [0.0] * len(devices)
         self.last: list[tuple[float, Any, Any] | None] = [None] * len(devices)
 
     def add(self, t: float, values: list[list[Any]], share: float = 1.0) -> float | None:
         for index, (device, value) in enumerate(zip(self.devices, values, strict=True)):
-            self._step(index, device, t, value, share if device["kind"] == "rapl" else 1.0)
+            own = device.get("share", 1.0) or 0.0
+            self._step(index, device, t, value, share if device["kind"] == "rapl" else own)
         wanted = [i for i, device in enumerate(self.devices) if in_total(device)]
         if self.unknown or not wanted or any(self._lost(i, t) for i in wanted):
             return None
@@ -41,13 +44,15 @@ class RunningTotal:
         t0, c0, p0 = previous
         if counter is not None and c0 is not None:
             delta = counter - c0
-            if delta < 0 and device.get("range"):
-                delta += device["range"]
+            wrapped = delta + (device.get("range") or 0)
+            # a GPU's counter may also have started again: a wrap is what the card can have drawn
+            if delta < 0 and (device["kind"] == "rapl" or wrapped * device["unit"] <= MOST_W * (t - t0 + 1.0)):
+                delta = wrapped
             if delta >= 0:
                 self.joules[index] += delta * device["unit"] * share
                 return
         if power is not None and p0 is not None:
-            self.joules[index] += (t - t0) * (power + p0) / 2 * 1e-3
+            self.joules[index] += (t - t0) * (power + p0) / 2 * 1e-3 * share
 
 
 def in_total(device: dict[str, Any]) -> bool:

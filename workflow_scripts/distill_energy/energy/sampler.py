@@ -28,6 +28,7 @@ from .sensors.shared_cpu import SharedCpu
 
 PROCESS_CHECK_S = 10.0
 SYNC_S = 30.0
+INSTANT_JITTER = 0.9
 GAP = 3  # intervals, as in account (which the sampler need not load)
 
 
@@ -43,6 +44,9 @@ class Sampler:
         self.board = Board(settings["board_fd"])
         self.host = Host(settings, os.environ, self.pid)
         self.described = [device.describe() for device in self.host.devices]
+        if any(device.get("power_kind") == "instant" for device in self.described):
+            # a load in step with the beat is seen wrongly by the power at the beat; at random it is seen with scatter
+            self.jitter = max(self.jitter, INSTANT_JITTER)
         self.order: list[int | None] | None = None  # after a restart: our index of each device of the journal
         self.total = RunningTotal(self.described, self.host.absent, GAP * self.interval)
         self.tokens: dict[str, Any] = {}

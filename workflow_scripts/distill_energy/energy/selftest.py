@@ -7,7 +7,6 @@ energy by counter and by power, the coverage, the flags. What is wrong is named.
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 
 from ..store.sidecar import Attempt, total
 from .config import MeterConfig
+from .host import usable_cores
 from .meter import Meter
 
 #: Name → period in seconds (None: constant, 0: idle).
@@ -107,7 +107,7 @@ def _burner() -> Iterator[tuple[str, Callable[[float], None]]]:
         burn(0.5)
         yield torch.cuda.get_device_name(), burn
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
 
     def burn(seconds: float) -> None:
         procs = [subprocess.Popen([sys.executable, "-c", _BURN], stdin=subprocess.PIPE) for _ in range(cores)]

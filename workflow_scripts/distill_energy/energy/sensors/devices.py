@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from .. import worker
 from . import rapl
-from .nvml import GpuReader, driver_shows_gpu, open_gpus
+from .gpus import Gpus, Reader
 
 #: A reading as it is journalled: [counter, power, problem]; a device that CodeCarbon estimates adds its own time.
 Reading = list[Any]
@@ -34,7 +34,7 @@ class Device(Protocol):
 
 
 class Gpu:
-    def __init__(self, reader: GpuReader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
     def describe(self) -> dict[str, Any]:
@@ -166,8 +166,8 @@ def unavailable(component: str, reason: str, in_total: bool) -> dict[str, Any]:
 
 
 def _holds_cpu(name: str | None) -> bool:
-    """Whether a GPU is a Grace Hopper module, whose energy counter is the whole module's."""
-    return name is not None and re.search(r"\bGH200\b", name) is not None
+    """Whether a GPU is a module with the CPU in it (Grace Hopper, MI300A), so that its counter holds both."""
+    return name is not None and re.search(r"\b(GH200|MI300A)\b", name) is not None
 
 
 class Host:
@@ -178,8 +178,8 @@ class Host:
         self.absent: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.flags: list[str] = []
-        self.gpus: list[GpuReader] = []
-        self.nvml: Any = None
+        self.gpus: list[Reader] = []
+        self._gpus: Gpus | None = None
         self.codecarbon: CodeCarbonProcess | None = None
         if settings["gpu"]:
             self._open_gpus(env)
@@ -188,21 +188,20 @@ class Host:
         self._open_cpu(settings, pid)
 
     def _open_gpus(self, env: Mapping[str, str]) -> None:
-        self.nvml, self.gpus, visible = open_gpus(env)
-        self.notes += visible.notes
-        if self.nvml.problem and driver_shows_gpu():
-            self.absent.append(
-                unavailable("gpu", f"an NVIDIA GPU exists but cannot be read: {self.nvml.problem}", True)
-            )
-        elif not self.gpus:
-            reason = visible.reason or "no NVIDIA GPU"
-            self.absent.append(
-                unavailable("gpu", reason + (f" ({self.nvml.problem})" if self.nvml.problem else ""), False)
-            )
+        self._gpus = Gpus(env)
+        self.gpus = self._gpus.readers
+        self.notes += self._gpus.notes
+        self.absent += [unavailable("gpu", reason, True) for reason in self._gpus.unreadable]
+        if not self.gpus and not self._gpus.unreadable:
+            self.absent.append(unavailable("gpu", "; ".join(self._gpus.none), False))
         for gpu in self.gpus:
-            if gpu.mig:
-                self.flags.append("shared_device")
-                self.notes.append(f"{gpu.entry.uuid}: the stage has the slice {gpu.mig}; the whole GPU is measured")
+            if gpu.share is None or gpu.share < 1:
+                self.flags += ["shared_device", "share_by_rule"]
+                self.notes.append(
+                    f"{gpu.entry.uuid}: the GPU is measured whole; the stage is given {gpu.share_rule}"
+                    if gpu.share is not None
+                    else f"{gpu.entry.uuid}: no share of the GPU can be given to the stage: {gpu.share_rule}"
+                )
         self.devices += [Gpu(gpu) for gpu in self.gpus]
 
     def _open_cpu(self, settings: Mapping[str, Any], pid: int) -> None:
@@ -270,5 +269,5 @@ class Host:
     def close(self) -> None:
         if self.codecarbon is not None:
             self.codecarbon.close()
-        if self.nvml is not None:
-            self.nvml.close()
+        if self._gpus is not None:
+            self._gpus.close()

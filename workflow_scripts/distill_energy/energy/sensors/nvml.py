@@ -6,12 +6,19 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .visible import GpuEntry, Visible, resolve_visible_gpus
 
 #: Temperature in °C, SM clock in MHz, utilisation in %, memory used in MiB, throttle reasons (bits); None: not known.
 Health = list[int | None]
+
+#: What a power reading is: the mean of the last second, or the power at that moment.
+PowerKind = Literal["average", "instant"]
+#: NVML_FI_DEV_POWER_AVERAGE and _INSTANT, in the order in which they are asked for.
+_POWER_FIELDS: dict[PowerKind, int] = {"average": 185, "instant": 186}
+#: nvmlValueType_t → member of nvmlValue_t.
+_VALUE_TYPES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 
 def _text(value: Any) -> str:
@@ -53,7 +60,7 @@ class Nvml:
             uuid = _text(lib.nvmlDeviceGetUUID(handle))
         except lib.NVMLError as error:
             return GpuEntry(f"index-{index}", handle=index, error=f"NVML: {error}")
-        return GpuEntry(uuid, name=self._name(handle), migs=tuple(self._migs(handle)), handle=index)
+        return GpuEntry(uuid, name=self._name(handle), migs=tuple(self.mig_handles(handle)), handle=index)
 
     def _name(self, handle: Any) -> str | None:
         try:
@@ -61,18 +68,20 @@ class Nvml:
         except self.lib.NVMLError:
             return None
 
-    def _migs(self, handle: Any) -> list[str]:
-        lib, found = self.lib, []
+    def mig_handles(self, handle: Any) -> dict[str, Any]:
+        """The slices of a GPU that can be seen: UUID → NVML handle."""
+        lib, found = self.lib, {}
         try:
             if not lib.nvmlDeviceGetMigMode(handle)[0]:
-                return []
+                return {}
             for slot in range(lib.nvmlDeviceGetMaxMigDeviceCount(handle)):
                 try:
-                    found.append(_text(lib.nvmlDeviceGetUUID(lib.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot))))
+                    mig = lib.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
+                    found[_text(lib.nvmlDeviceGetUUID(mig))] = mig
                 except lib.NVMLError:
                     continue
         except lib.NVMLError:
-            return []
+            return {}
         return found
 
     def close(self) -> None:
@@ -86,6 +95,7 @@ class GpuReader:
 
     def __init__(self, nvml: Nvml, entry: GpuEntry, mig: str | None) -> None:
         self.lib, self.entry, self.mig = nvml.lib, entry, mig
+        self.power_kind: PowerKind | None = None
         self.handle: Any = None
         self.error = entry.error
         if self.error is None:
@@ -94,7 +104,9 @@ class GpuReader:
             except self.lib.NVMLError as error:
                 self.error = f"NVML: {error}"
         self.has_counter = self._supports(self._counter)
-        self.has_power = self._supports(self._power)
+        self.power_kind = self._power_kind()
+        self.has_power = self.power_kind is not None or self._supports(self._power)
+        self.share, self.share_rule = self._mig_share(nvml)
         lib = self.lib
         self._lacking: set[str] = set()
         self._never = {getattr(lib, f"NVML_ERROR_{name}", None) for name in ("NOT_SUPPORTED", "FUNCTION_NOT_FOUND")}
@@ -120,7 +132,45 @@ class GpuReader:
         return self.lib.nvmlDeviceGetTotalEnergyConsumption(self.handle)
 
     def _power(self) -> int:
+        if self.power_kind is not None:
+            return self._field(_POWER_FIELDS[self.power_kind])
         return self.lib.nvmlDeviceGetPowerUsage(self.handle)
+
+    def _field(self, number: int) -> int:
+        (value,) = self.lib.nvmlDeviceGetFieldValues(self.handle, [number])
+        if value.nvmlReturn != self.lib.NVML_SUCCESS:
+            raise self.lib.NVMLError(value.nvmlReturn)
+        return int(getattr(value.value, _VALUE_TYPES[value.valueType]))
+
+    def _power_kind(self) -> PowerKind | None:
+        """Which power the driver gives by name: the mean of the last second rather than the instantaneous one, which
+        aliases. None: only ``nvmlDeviceGetPowerUsage``, which is one or the other by the card's generation."""
+        for kind, number in _POWER_FIELDS.items():
+            with contextlib.suppress(Exception):  # an old driver without the call raises another class
+                self._field(number)
+                return kind
+        return None
+
+    def _mig_share(self, nvml: Nvml) -> tuple[float | None, str | None]:
+        """(share of the GPU's joules that the visible slices get, the rule or why there is none); (1, None) without
+        slices. The rule: their multiprocessors over those of an instance of the whole GPU, so that the shares of
+        slices in different containers, which do not see each other, never add up to more than the GPU."""
+        if not self.mig:
+            return 1.0, None
+        lib, wanted = self.lib, [name.strip() for name in self.mig.split(",")]
+        try:
+            slices = nvml.mig_handles(self.handle)
+            own = sum(lib.nvmlDeviceGetAttributes(slices[name]).multiprocessorCount for name in wanted)
+        except Exception as error:
+            return None, f"multiprocessors of {self.mig} are not known ({type(error).__name__}: {error})"
+        whole = 0
+        for profile in range(lib.NVML_GPU_INSTANCE_PROFILE_COUNT):
+            with contextlib.suppress(Exception):
+                info = lib.nvmlDeviceGetGpuInstanceProfileInfo(self.handle, profile)
+                whole = max(whole, info.multiprocessorCount)
+        if not 0 < own <= whole:
+            return None, f"{own} multiprocessors of {self.mig}, {whole or 'unknown'} of the whole GPU"
+        return own / whole, f"{own} of {whole} multiprocessors ({self.mig})"
 
     def read(self) -> tuple[int | None, int | None, str | None]:
         if self.handle is None:
@@ -165,6 +215,16 @@ class GpuReader:
         except Exception:
             return None
 
+    def memory_bytes(self) -> int | None:
+        with contextlib.suppress(Exception):
+            return self.lib.nvmlDeviceGetMemoryInfo(self.handle).total
+        return None
+
+    def driver(self) -> str | None:
+        with contextlib.suppress(Exception):
+            return _text(self.lib.nvmlSystemGetDriverVersion())
+        return None
+
     def pids(self) -> list[int] | None:
         """Processes on the device; None where NVML does not tell."""
         if self.handle is None:
@@ -182,11 +242,15 @@ class GpuReader:
             "device": self.entry.uuid,
             "name": self.entry.name,
             "kind": "gpu",
+            "vendor": "nvml",
             "unit": 1e-3,
             "counter": self.has_counter,
             "power": self.has_power,
             "limit_w": self.limit_w() if self.handle is not None else None,
             "mig": self.mig,
+            "power_kind": self.power_kind,
+            "share": self.share,
+            "share_rule": self.share_rule,
             "hot_c": self.hot_c() if self.handle is not None else None,
             "error": self.error,
         }

@@ -110,3 +110,33 @@ def _assert_order(env: Mapping[str, str], usable: Sequence[GpuEntry], entry: str
         f"CUDA_VISIBLE_DEVICES names GPU {entry} by index on a host with different GPUs, and CUDA_DEVICE_ORDER is "
         f"{order}: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the GPU by its UUID"
     )
+
+
+def resolve_visible_amd(env: Mapping[str, str], uuids: Sequence[str]) -> tuple[list[int], str | None, list[str]]:
+    """(indices of the devices that HIP would show, why there is none, notes). ``uuids``: all devices, in HIP's order.
+
+    ROCm's rules: ``ROCR_VISIBLE_DEVICES`` (indices or UUIDs) is applied first; ``HIP_VISIBLE_DEVICES``, or where it is
+    not set ``CUDA_VISIBLE_DEVICES``, counts what is left. The first entry that does not exist ends a list.
+    """
+    if not uuids:
+        return [], "no AMD GPU", []
+    left, notes = list(range(len(uuids))), []
+    second = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in env else "CUDA_VISIBLE_DEVICES"
+    for name in ("ROCR_VISIBLE_DEVICES", second):
+        value = env.get(name)
+        if value is None:
+            continue
+        kept: list[int] = []
+        for entry in [entry.strip() for entry in value.split(",")] if value.strip() else []:
+            hits = [i for i in left if uuids[i] == entry]
+            if entry.isdigit() and int(entry) < len(left):
+                hits = [left[int(entry)]]
+            if len(hits) != 1:
+                if entry != "-1":
+                    notes.append(f"{name}: {entry!r} is no device here; it and what follows are not visible")
+                break
+            kept += [hit for hit in hits if hit not in kept]
+        left = kept
+        if not left:
+            return [], f"{name}={value}: the process sees no GPU", notes
+    return left, None, notes
