@@ -194,38 +194,69 @@ def test_memory(study, tmp_path):
     node = build_plan(config, str(tmp_path / "results")).of("student_training")[0]
 
     class Large:
-        readable, parameters = True, 13_000_000_000
+        parameters = 13_000_000_000
 
     with pytest.raises(UserError, match=r"at least 104\.0 GB, the GPU has 80\.0"):
         check_memory(node, Large(), (80 * 10**9, "the GPU"))
     check_memory(node, Large(), (200 * 10**9, "the GPU"))
 
 
-def test_a_judge_that_does_not_answer(monkeypatch):
+def test_a_judge_that_does_not_answer():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     judge = {"kind": "openai", "model": "m", "base_url": f"http://127.0.0.1:{port}/v1", "api_key_env": "NO_SUCH_KEY"}
-    with pytest.raises(UserError, match=f"no server answers at http://127.0.0.1:{port}"):
+    with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port}/v1.*refused"):
         check_judge(judge)
     with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
         check_judge({**judge, "base_url": None})
-    seen = []
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A judge's server that takes one key and knows one model: (base URL, the bodies it was sent)."""
+    bodies = []
 
     class Answers(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.headers.get("Authorization"))
-            self.send_error(401)
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append(body)
+            if self.headers.get("Authorization") != "Bearer right":
+                return self.send_error(401)
+            if body["model"] != "m":
+                return self.send_error(404, "no such model")
+            answer = json.dumps({"choices": [{"message": {"content": "A"}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
 
         def log_message(self, *args):
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("NO_SUCH_KEY", "secret")
-    check_judge({**judge, "base_url": f"http://127.0.0.1:{server.server_port}/v1"})
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    yield f"http://127.0.0.1:{server.server_port}/v1", bodies
     server.shutdown()
-    assert seen == [None]  # the key is not shown to find out whether somebody is there
+    server.server_close()
+
+
+def test_a_judges_key_and_model_are_tried_with_one_token(asked, monkeypatch):
+    url, bodies = asked
+    judge = {"kind": "openai", "model": "m", "base_url": url, "api_key_env": "JUDGE_KEY"}
+    with pytest.raises(UserError, match="wants a key: set JUDGE_KEY"):
+        check_judge(judge)
+    monkeypatch.setenv("JUDGE_KEY", "wrong")
+    with pytest.raises(UserError, match="refuses the key in JUDGE_KEY") as caught:
+        check_judge(judge)
+    assert "wrong" not in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setenv("JUDGE_KEY", "right")
+    with pytest.raises(UserError, match="404"):
+        check_judge({**judge, "model": "other"})
+    bodies.clear()
+    check_judge(judge)
+    assert [body["max_tokens"] for body in bodies] == [1]
 
 
 def test_a_large_model_is_not_drawn(study, tmp_path):
@@ -257,3 +288,97 @@ def test_a_grid_series_that_cannot_be_read(study, tmp_path):
     path.write_text("utc,g_per_kwh\nyesterday,100\n")
     data["energy"]["grid"] = {"series": str(path)}
     only(wrong(data, tmp_path), "grid.csv, line 2", "not a time and a number")
+
+
+@pytest.fixture
+def packaged(study, tmp_path, monkeypatch):
+    """The study with its teacher as a GGUF file in a package: (data, the file)."""
+    data, _, _ = study
+    place = tmp_path / "packages" / "tiny_gguf"
+    place.mkdir(parents=True)
+    (place / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(place.parent))
+    path = place / f"{tmp_path.name}.gguf"
+    write_gguf(path)
+    for name in ("big", "small"):
+        data["models"][name] = {"source": "gguf", "package": "tiny_gguf"}
+    data["models"]["small"] = {"source": "pruned", "of": "big", "layers": 1}
+    return data, path
+
+
+def write_gguf(path, template=True, vocabulary=384, positions=2048):
+    """A GGUF file of a tiny Llama, as converters write it."""
+    gguf = pytest.importorskip("gguf")
+    tokenizer = tiny_tokenizer(vocabulary)
+    model = LlamaForCausalLM(tiny_config({"layers": 2, "vocabulary": vocabulary}))
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(vocabulary)
+    words = [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    words[-1] = "ab"
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types([3 if word.startswith("<|") else 1 for word in words])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    if template:
+        writer.add_chat_template(tokenizer.chat_template)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        if name != "lm_head.weight":
+            writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_packaged_model_is_looked_at_by_its_header(packaged, tmp_path):
+    data, _ = packaged
+    config = parse_config(copy.deepcopy(data))
+    found = preflight(config, build_plan(config, str(tmp_path / "results")), tmp_path / "results")
+    assert found.wrong == []
+    assert any(line.startswith("model big:") and "parameters" in line for line in found.checked), found.checked
+    assert not (tmp_path / "results" / "preprocess").exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("template", ["model big", "no chat template"]),
+        ("positions", ["dataset demo", "max_length 256", "128 positions"]),
+        ("cut", ["model big", "cut off"]),
+        ("pointer", ["model big", "git LFS pointer"]),
+        ("other", ["model big", "GGUF"]),
+    ],
+)
+def test_a_packaged_model_that_would_fail_once_it_is_converted(packaged, tmp_path, harm, words):
+    data, path = packaged
+    if harm == "template":
+        write_gguf(path, template=False)
+    elif harm == "positions":
+        write_gguf(path, positions=128)
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif harm == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    else:
+        path.write_bytes(b"not a model" * 9)
+    found = wrong(data, tmp_path)
+    assert found and all(word in found[0] for word in words) and "\n" not in found[0], found
+
+
+def test_adapters_that_find_no_target(study, tmp_path):
+    data, _, _ = study
+    data["pipelines"]["adapted"] = {"kind": "lora", "options": {"targets": ["nothing_like_it"]}}
+    only(wrong(data, tmp_path), "model small", "lora", "nothing_like_it")

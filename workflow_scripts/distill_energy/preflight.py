@@ -12,13 +12,12 @@ import shutil
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -31,14 +30,14 @@ from .data.formats import Filtered, Refused, read
 from .data.hub import read_rows
 from .errors import UserError
 from .evaluate.harness_tasks import manager_of
-from .evaluate.judges import OPENAI_API
+from .evaluate.judges import Endpoint
 from .evaluate.reference import conversations
 from .forecast.forecast import plan_forecast
 from .forecast.memory import training_bytes, weight_bytes
 from .kd.cache.checks import check_vocabulary
 from .ledger.carbon import read_series
 from .models.fingerprint import differing, same_tokenizer, template_hash, tokenizer_hash
-from .models.gguf import find_gguf
+from .models.gguf import check_whole, find_gguf, header_folder
 from .models.logits import check_logits, output_layer
 from .models.packing import check_packing
 from .models.quiet import quiet
@@ -47,6 +46,7 @@ from .pipelines import get
 from .plan.build import Plan
 from .plan.spec import StageSpec
 from .store.sidecar import SIDECAR_NAME
+from .train.student import add_adapter
 
 #: Rows of a data set that are put through the teacher's template.
 ROWS = 3
@@ -88,9 +88,9 @@ class Candidate:
         return spec
 
     @property
-    def readable(self) -> bool:
-        """Whether there is anything to read yet: a GGUF model is converted by the study's first job."""
-        return self.origin["source"] != "gguf" or "model" in self.inputs
+    def packaged(self) -> bool:
+        """Whether it is a GGUF file that the study's first job will convert: its header is read instead."""
+        return self.origin["source"] == "gguf" and "model" not in self.inputs
 
     @cached_property
     def bare(self) -> Any:
@@ -120,6 +120,11 @@ class Candidate:
     def check_files(self) -> None:
         """Weights are there and whole by their headers. Raises UserError naming the file."""
         if self.origin["source"] == "random":
+            return
+        if self.packaged:
+            path = find_gguf(self.origin)
+            check_whole(path)
+            self.inputs = {"model": header_folder(path)}
             return
         place, _ = folder_of(self.origin, self.inputs)
         if not Path(place).is_dir():
@@ -301,30 +306,40 @@ def _hub_answers(timeout_s: float = 5.0) -> bool:
 
 
 def _check_model(found: Found, model: Candidate, plan: Plan) -> bool:
-    """Whether the model can be asked further: not before it is converted, nor if it is broken."""
+    """Whether the model can be asked further: not if it is broken."""
     where = f"model {model.name}"
-    if not model.readable:
-        found.ask(lambda: find_gguf(model.origin), where)
-        found.checked.append(f"{where}: GGUF, looked at once it is converted")
-        return False
     before = len(found.wrong)
     found.ask(model.check_files, where)
-    found.ask(model.check_kind, where)
+    if len(found.wrong) == before:
+        found.ask(model.check_kind, where)
     if len(found.wrong) == before:  # the teacher's tokenizer makes the data, a student's must agree with it
         teaches = any(n.labels.get("teacher") == model.name for n in plan.nodes.values())
         found.ask(lambda: check_tokenizer(model.tokenizer, model.stops) if teaches else model.stops, where)
     if len(found.wrong) > before:
         return False
+    trainings = [n for n in plan.of("student_training") if n.labels["student"] == model.name]
+    _check_adapters(found, model, trainings)
     probe = model.probe()
     if probe is None:
         found.checked.append(f"{where}: {model.parameters:,} parameters; logits, packing: asked when it is loaded")
     else:
         found.ask(lambda: check_logits(probe), where)
-        trainings = [n for n in plan.of("student_training") if n.labels["student"] == model.name]
         if any(n.params["training"]["packing"] for n in trainings):
             found.ask(lambda: check_packing(probe), where)
         found.checked.append(f"{where}: {model.parameters:,} parameters, logits as its output layer gives them")
     return len(found.wrong) == before
+
+
+def _check_adapters(found: Found, model: Candidate, trainings: Sequence[StageSpec]) -> None:
+    """The adapters of its trainings find their targets in it, asked of it without weights."""
+    asked = {}
+    for node in trainings:
+        pipeline = get(node.params["pipeline"]["kind"])
+        adapter = pipeline.lora(pipeline.settings(node.params["pipeline"]), node.params["training"])
+        if adapter is not None:
+            asked[adapter.model_dump_json()] = adapter
+    for adapter in asked.values():
+        found.ask(lambda a=adapter: add_adapter(bare_model(model.spec, model.inputs), a), f"model {model.name}")
 
 
 def _check_teachers(found: Found, models: Mapping[str, Candidate], config: Config) -> None:
@@ -491,22 +506,12 @@ def _check_disk(found: Found, config: Config, root: str | Path) -> None:
         )
 
 
-def check_judge(judge: Mapping[str, Any], timeout_s: float = 5.0) -> None:
-    """A judge's key is set and its server answers; a local one's folder is there. Raises UserError."""
+def check_judge(judge: Mapping[str, Any]) -> None:
+    """A judge answers, with its key and by its model's name: one token of one request. A local one's folder is there.
+    Raises UserError."""
     if judge["kind"] == "local":
         path = Path(judge["model"]).expanduser()
         if (os.sep in judge["model"] and judge["model"].startswith((".", "/", "~"))) and not path.is_dir():
             raise UserError(f"model {judge['model']} is not a folder")
         return
-    if not judge["base_url"] and not os.environ.get(judge["api_key_env"]):
-        raise UserError(f"environment variable {judge['api_key_env']} is not set")
-    base = (judge["base_url"] or OPENAI_API).rstrip("/")
-    parts = urlsplit(base)
-    try:  # no key goes with it: any answer of HTTP shows that the server is there
-        with urllib.request.urlopen(f"{base}/models", timeout=timeout_s):
-            return
-    except urllib.error.HTTPError:
-        return
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(f"no server answers at {parts.scheme}://{parts.netloc} ({reason})") from None
+    Endpoint(dict(judge), pause_s=0.5).greet()

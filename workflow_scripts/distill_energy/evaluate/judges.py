@@ -64,7 +64,8 @@ class Endpoint:
         self.model = params["model"]
         base = params.get("base_url") or OPENAI_API
         self.url = base.rstrip("/") + "/chat/completions"
-        self.key = os.environ.get(params["api_key_env"])
+        self.key_name = params["api_key_env"]
+        self.key = os.environ.get(self.key_name)
         self._opener = urllib.request.build_opener(SameHost())
         if not self.key and not params.get("base_url"):
             raise UserError(f"evaluation: judge {self.model}: environment variable {params['api_key_env']} is not set")
@@ -96,27 +97,39 @@ class Endpoint:
         tokens = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
         return Reply(text, {item["token"]: item["logprob"] for item in tokens})
 
+    def greet(self) -> None:
+        """Ask for one token: whether there is a server, whether it takes the key and whether it knows the model.
+        Raises UserError."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+        try:
+            self._post(json.dumps(body).encode("utf-8"), tries=2, timeout_s=20.0)
+        except RuntimeError as error:
+            raise UserError(str(error)) from None
+
     def many(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """``work`` on each item, several requests at a time, results in order."""
         with ThreadPoolExecutor(PARALLEL) as pool:
             return list(pool.map(work, items))
 
-    def _post(self, body: bytes) -> dict[str, Any]:
+    def _post(self, body: bytes, tries: int = RETRIES, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         problem = ""
-        for attempt in range(RETRIES):
+        for attempt in range(tries):
             if attempt:
                 time.sleep(self.pause_s * 2 ** (attempt - 1))
             request = urllib.request.Request(self.url, body, headers)
             try:
-                with self._opener.open(request, timeout=TIMEOUT_S) as response:
+                with self._opener.open(request, timeout=timeout_s) as response:
                     return json.loads(response.read())
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code}: {error.read(300).decode('utf-8', 'replace')}"
                 if error.code in REFUSED:  # of this request; another server would say the same
                     raise RuntimeError(f"judge {self.model} at {self.url}: {self._scrubbed(problem)}") from None
+                if error.code in (401, 403):
+                    what = f"refuses the key in {self.key_name}" if self.key else f"wants a key: set {self.key_name}"
+                    problem = f"{what} ({problem})"
                 if error.code not in (408, 409, 429) and error.code < 500:
                     break
             except (urllib.error.URLError, OSError, ValueError) as error:

@@ -1,10 +1,11 @@
-"""GGUF files that Python packages ship: finding them, and converting one to a plain Hugging Face folder."""
+"""GGUF files that Python packages ship: finding them, reading headers, converting to a plain Hugging Face folder."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,55 @@ def convert(spec: dict[str, Any], folder: Path) -> None:
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_whole(path: Path) -> None:
+    """Raise UserError if a GGUF file is none, or shorter than its header says."""
+    from gguf import GGUFReader
+
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        start = handle.read(8)
+    if start.startswith(b"version "):
+        raise UserError(f"{path}: is a git LFS pointer, not the file: git lfs pull")
+    try:
+        tensors = GGUFReader(str(path)).tensors
+        end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in tensors), default=0)
+    except (ValueError, IndexError, OverflowError, KeyError) as error:
+        raise UserError(
+            f"{path}: is no GGUF file, or cut off ({size:,} bytes; {' '.join(str(error).split())[:120]})"
+        ) from None
+    if end == 0 or end > size:
+        raise UserError(f"{path}: has {size:,} bytes, its header says at least {end:,}: cut off or damaged")
+
+
+@cache
+def header_folder(path: Path) -> Path:
+    """A folder ``model`` of what a GGUF file says before its weights (config, tokenizer, template), as ``convert``
+    would write it, for the life of this process. Raises UserError in one line where it cannot be read."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    from .quiet import quiet
+
+    quiet()
+    folder = tempfile.TemporaryDirectory(prefix="distill-energy-gguf-")
+    _HEADERS.append(folder)
+    model = Path(folder.name) / "model"
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(**where)
+        config.save_pretrained(model)
+        GenerationConfig.from_model_config(config).save_pretrained(model)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(model)
+    except Exception as error:  # its tokenizer's library raises plain ones
+        raise UserError(
+            f"{path}: its header cannot be read ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+        ) from None
+    return Path(folder.name)
+
+
+#: Removed when the process ends.
+_HEADERS: list[tempfile.TemporaryDirectory] = []
 
 
 @cache
