@@ -26,13 +26,13 @@ class Meter:
         self.tokens[kind] = self.tokens.get(kind, 0) + n
 
 
-def context(root: Path, logits: dict[str, Any], model: dict[str, Any] = MODEL):
+def context(root: Path, logits: dict[str, Any], model: dict[str, Any] = MODEL, processes: int | None = None):
     """A StageContext-like object; data at root/data, output at root/out."""
     params = {"model": model, "dtype": "float32", "logits": logits}
     messages: list[str] = []
     (root / "out").mkdir(parents=True, exist_ok=True)
     return SimpleNamespace(
-        spec=SimpleNamespace(params=params, seed=None, name="teacher-data"),
+        spec=SimpleNamespace(params=params, seed=None, name="teacher-data", runs={"processes": processes}),
         inputs={"data": root / "data"},
         out=root / "out",
         work=root / "work",
@@ -67,6 +67,7 @@ def write_data(folder: Path, n: int, seed: int = 0, longest: int = 40, vocabular
 if __name__ == "__main__":
     from distill_energy.teacher.logits import main
 
-    context_ = context(Path(sys.argv[1]), {"method": "head_tail", "head": 16, "tail": 16, "shard_examples": 8})
+    logits = {"method": "head_tail", "head": 16, "tail": 16, "shard_examples": 8}
+    context_ = context(Path(sys.argv[1]), logits, processes=int(sys.argv[2]) if len(sys.argv) > 2 else None)
     context_.log = lambda message: print(message, flush=True)
     main(context_)

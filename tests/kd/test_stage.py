@@ -18,8 +18,9 @@ from stage_context import MODEL, context, write_data
 from distill_energy.errors import UserError
 from distill_energy.kd.cache import CacheReader
 from distill_energy.kd.losses.teacher import collate_teacher
-from distill_energy.models.sources import load_model
+from distill_energy.models.sources import load_model, load_tokenizer
 from distill_energy.store.atomic import sha256
+from distill_energy.teacher.crew import shared_out
 from distill_energy.teacher.logits import length_batches, main
 
 HERE = Path(__file__).parent
@@ -130,6 +131,87 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
         assert sha256(other) == sha256(path)
         if path.name in kept:
             assert other.stat().st_mtime_ns == kept[path.name]  # not made again
+
+
+def contents(root):
+    return {path.name: sha256(path) for path in sorted((root / "out").iterdir())}
+
+
+SHARDS = {"head": 16, "tail": 16, "shard_examples": 8}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A cache of 40 shards by one process."""
+    root = tmp_path_factory.mktemp("whole")
+    write_data(root / "data", 320, longest=60)
+    ctx = context(root, SHARDS)
+    return root, ctx, main(ctx)
+
+
+def test_the_bytes_are_the_same_whatever_the_number_of_processes(whole, tmp_path):
+    """Here of three; of two, and of several in turn, below."""
+    root, one, results = whole
+    write_data(tmp_path / "data", 320, longest=60)
+    ctx = context(tmp_path, SHARDS, processes=3)
+    assert main(ctx) == results | {"processes": 3} and results["processes"] == 1
+    assert len(contents(tmp_path)) == 40 and contents(tmp_path) == contents(root)
+    assert ctx.meter.tokens == one.meter.tokens  # counted once, whoever made them
+    assert any("shard 40 of 40" in message for message in ctx.messages)
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["child", "stage"])
+def test_a_process_is_killed_and_the_rest_resumed(whole, tmp_path, whom):
+    """A killed child ends the stage in one line and its siblings; a killed stage ends its children. Complete shards
+    stay, and what another number of processes makes of the rest has the same bytes."""
+    write_data(tmp_path / "data", 320, longest=60)
+    script = str(HERE / "stage_context.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, script, str(tmp_path), "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    while len(list((tmp_path / "out").glob("shard-*.parquet"))) < 3:
+        time.sleep(0.01)
+        assert process.poll() is None
+    crew = children(process.pid)
+    assert len(crew) == 2
+    os.kill(crew[1] if whom == "child" else process.pid, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    if whom == "child":
+        assert "process 2 of 2 ended (SIGKILL); shards that are complete stay" in said.splitlines()[-1]
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in crew):
+        assert time.monotonic() < deadline, "children outlive their stage"
+        time.sleep(0.05)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("shard-*.parquet")}
+    assert 3 <= len(kept) < 40
+    main(context(tmp_path, SHARDS, processes=2 if whom == "child" else None))
+    assert contents(tmp_path) == contents(whole[0])
+    for name, at in kept.items():
+        assert (tmp_path / "out" / name).stat().st_mtime_ns == at  # not made again
+
+
+def test_a_reason_of_a_child_is_the_stage_s(tmp_path):
+    write_data(tmp_path / "data", 12)
+    folder = str(tmp_path / "model")
+    load_model(MODEL, {}).config.save_pretrained(folder)
+    load_tokenizer(MODEL, {}).save_pretrained(folder)  # and no weights
+    with pytest.raises(UserError, match=r"model .*: cannot be loaded"):
+        main(context(tmp_path, {}, {"source": "folder", "path": folder}, processes=2))
+
+
+def test_how_many_processes():
+    gb = 10**9
+    assert shared_out(None, 30 * gb, [80 * gb] * 4) == 4  # one a GPU
+    assert shared_out(2, 30 * gb, [80 * gb] * 4) == 2
+    assert shared_out(8, 30 * gb, [80 * gb] * 4) == 4
+    assert shared_out(None, 140 * gb, [80 * gb] * 4) == 1  # one over all
+    assert shared_out(None, 30 * gb, [80 * gb, 24 * gb]) == 1  # it does not fit the smaller one
+    assert shared_out(None, 30 * gb, [80 * gb, None]) == 1  # nobody knows
 
 
 def test_another_teachers_shards_are_not_taken(tmp_path):

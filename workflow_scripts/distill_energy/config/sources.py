@@ -169,6 +169,12 @@ class Logits(Section):
     value_bits: Literal[8, 16] = Field(8, description="of a stored difference of values; 16 for a small value_step")
     shard_tokens: int = Field(131072, gt=0, description="response tokens in a shard at most, what a kill can cost")
     shard_examples: int = Field(512, gt=0)
+    processes: int | None = Field(
+        None,
+        gt=0,
+        description="that share the examples, one a GPU where the model fits one; null: as many as there are GPUs. The "
+        "cache is the same, whatever their number: no part of its version",
+    )
 
     @model_validator(mode="after")
     def _something(self) -> "Logits":

@@ -201,7 +201,8 @@ class _Builder:
     def _logits(self, name: str, teacher: str, dataset: str, data: Input, **rest: Any) -> StageSpec:
         """The teacher's distributions over the answers of ``data``."""
         params = {"model": self.model(teacher), "dtype": self.config.teacher.dtype}
-        params["logits"] = self.config.teacher.logits.model_dump(mode="json")
+        params["logits"] = self.config.teacher.logits.model_dump(mode="json", exclude={"processes"})
+        rest["runs"] = {"processes": self.config.teacher.logits.processes}
         inputs, labels = (*self._model_input(teacher), data), {"teacher": teacher, "dataset": dataset}
         return self._stage("teacher_logits", name, "teacher_logits", params, inputs, labels=labels, **rest)
 

@@ -20,60 +20,120 @@ AUDIT_TOKENS = 512  # response tokens of a shard's audit at most
 def main(ctx) -> dict[str, Any]:
     """Write the cache. Goes on from the shards that are complete. Returns the teacher's figures and the certificate."""
     with ctx.meter.phase("start"):
-        import torch
-
         from ..data.stage import check_made_with
         from ..kd.cache.reader import CacheReader
-        from ..kd.cache.spec import CacheSpec
-        from ..kd.cache.writer import CacheWriter
-        from ..models.fingerprint import template_hash, tokenizer_hash, weights_hash
         from ..models.flops import flops_of_forward
-        from ..models.sources import load_model, load_tokenizer
-        from ..store.atomic import sha256
+        from ..models.sources import bare_model, load_tokenizer
+        from .crew import Crew, processes
 
     params = ctx.spec.params
-    settings = {**{k: params[k] for k in ("batch_tokens", "audit_examples") if k in params}, **params.get("logits", {})}
-    examples = load_examples(ctx.inputs["data"] / "train.parquet")
-    tokenizer = load_tokenizer(params["model"], ctx.inputs)
-    check_made_with(ctx.inputs["data"] / "train.parquet", tokenizer)
-    device = "auto" if torch.cuda.is_available() else None
-    with ctx.meter.phase("load"):
-        model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
-        teacher = Teacher(model, tokenizer.pad_token_id or 0)
-    seed = settings.pop("seed", params.get("seed", 0))
-    spec = CacheSpec.from_params({**settings, "seed": seed or 0}, teacher.vocabulary)
-    provenance = {
-        "model": json.dumps(params["model"], sort_keys=True),
-        "dtype": str(teacher.dtype).removeprefix("torch."),
-        "teacher_sha256": weights_hash(model),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "template_sha256": template_hash(tokenizer),
-        "data_sha256": sha256(ctx.inputs["data"] / "train.parquet"),
-    }
-    sizes = {name: settings[key] for name, key in SHARD_KEYS.items() if settings.get(key)}
-    writer = CacheWriter(ctx.out, spec, examples.ids, examples.n_labels, provenance, log=ctx.log, **sizes)
-    done = len(writer.plan) - len(writer.missing)
-    if done:
-        ctx.log(f"teacher_logits: {done} of {len(writer.plan)} shards are complete, going on from there")
-    started, tokens = time.monotonic(), 0
-    with torch.inference_mode():
-        teacher.check()
+    work = Work(params, ctx.inputs, ctx.out)
+    check_made_with(ctx.inputs["data"] / "train.parquet", load_tokenizer(params["model"], ctx.inputs))
+    bare = bare_model(params["model"], ctx.inputs)
+    count = processes(ctx.spec.runs.get("processes"), bare, params.get("dtype", "auto"), ctx.log)
+    if count > 1:
+        with Crew(params, ctx.inputs, ctx.out, count) as crew:
+            with ctx.meter.phase("load"):
+                facts = crew.loaded()
+            writer = work.writer(facts, ctx.log)
+            progress = Progress(writer, ctx)
+            for index, told in crew.make(writer.missing):
+                for kind, n in told["tokens"].items():
+                    ctx.meter.add_tokens(kind, n)
+                progress.done(index)
+    else:
+        with ctx.meter.phase("load"):
+            teacher = work.load()
+        facts = work.facts(teacher)
+        writer = work.writer(facts, ctx.log)
+        progress = Progress(writer, ctx)
         for index in list(writer.missing):
-            rows, audits = make_shard(
-                teacher,
-                spec,
-                examples,
-                writer.plan[index],
-                settings.get("batch_tokens", 4096),
-                settings.get("audit_examples", 8),
-                ctx.meter,
-            )
-            writer.write(index, rows, audits)
-            tokens += sum(map(len, rows))
-            rate = tokens / max(time.monotonic() - started, 1e-9)
-            ctx.log(f"teacher_logits: shard {index + 1} of {len(writer.plan)}, {rate:,.0f} response tokens/s")
-    found = summary(CacheReader(ctx.out, verify=False).certificate)
-    return found | flops_of_forward(model, [len(row) for row in examples.tokens], sum(examples.n_labels))
+            work.make(teacher, writer, index, ctx.meter)
+            progress.done(index)
+    found = summary(CacheReader(ctx.out, verify=False).certificate) | {"processes": count}
+    lengths = [len(row) for row in work.examples.tokens]
+    return found | flops_of_forward(bare, lengths, sum(work.examples.n_labels))
+
+
+class Progress:
+    """What is done already, and the rate of what is done since, in the log."""
+
+    def __init__(self, writer: Any, ctx: Any) -> None:
+        self.writer, self.log, self.started, self.tokens = writer, ctx.log, time.monotonic(), 0
+        done = len(writer.plan) - len(writer.missing)
+        if done:
+            ctx.log(f"teacher_logits: {done} of {len(writer.plan)} shards are complete, going on from there")
+
+    def done(self, index: int) -> None:
+        start, stop = self.writer.plan[index]
+        self.tokens += sum(self.writer.tokens[start:stop])
+        rate = self.tokens / max(time.monotonic() - self.started, 1e-9)
+        self.log(f"teacher_logits: shard {index + 1} of {len(self.writer.plan)}, {rate:,.0f} response tokens/s")
+
+
+class Work:
+    """What each of the processes that make a cache does: load the teacher, make a shard.
+
+    ``facts`` are what a writer needs to know of the teacher (JSON), so that a process without one may plan.
+    """
+
+    def __init__(self, params: dict[str, Any], inputs: dict[str, Any], out: Any) -> None:
+        self.params, self.inputs, self.out = params, inputs, out
+        own = {k: params[k] for k in ("batch_tokens", "audit_examples") if k in params}
+        self.settings = {**own, **params.get("logits", {})}
+        self.settings["seed"] = self.settings.get("seed", params.get("seed", 0)) or 0
+        self.examples = load_examples(inputs["data"] / "train.parquet")
+
+    def load(self) -> Teacher:
+        """The teacher, over all GPUs that this process sees."""
+        import torch
+
+        from ..models.sources import load_model, load_tokenizer
+
+        device = "auto" if torch.cuda.is_available() else None
+        model = load_model(self.params["model"], self.inputs, dtype=self.params.get("dtype", "auto"), device=device)
+        return Teacher(model, load_tokenizer(self.params["model"], self.inputs).pad_token_id or 0)
+
+    def facts(self, teacher: Teacher) -> dict[str, Any]:
+        """Vocabulary and provenance. Raises UserError if the model's own logits are not those that will be cached."""
+        import torch
+
+        from ..models.fingerprint import template_hash, tokenizer_hash, weights_hash
+        from ..models.sources import load_tokenizer
+        from ..store.atomic import sha256
+
+        with torch.inference_mode():
+            teacher.check()
+        tokenizer = load_tokenizer(self.params["model"], self.inputs)
+        provenance = {
+            "model": json.dumps(self.params["model"], sort_keys=True),
+            "dtype": str(teacher.dtype).removeprefix("torch."),
+            "teacher_sha256": weights_hash(teacher.model),
+            "tokenizer_sha256": tokenizer_hash(tokenizer),
+            "template_sha256": template_hash(tokenizer),
+            "data_sha256": sha256(self.inputs["data"] / "train.parquet"),
+        }
+        return {"vocabulary": teacher.vocabulary, "provenance": provenance}
+
+    def writer(self, facts: dict[str, Any], log: Any = print, leads: bool = True) -> Any:
+        """A writer of the cache (see ``CacheWriter``)."""
+        from ..kd.cache.spec import CacheSpec
+        from ..kd.cache.writer import CacheWriter
+
+        settings = {k: v for k, v in self.settings.items() if k != "processes"}
+        spec = CacheSpec.from_params(settings, facts["vocabulary"])
+        sizes = {name: settings[key] for name, key in SHARD_KEYS.items() if settings.get(key)}
+        ids, labels = self.examples.ids, self.examples.n_labels
+        return CacheWriter(self.out, spec, ids, labels, facts["provenance"], log=log, leads=leads, **sizes)
+
+    def make(self, teacher: Teacher, writer: Any, index: int, meter: Any) -> None:
+        """Make shard ``index`` and write it."""
+        import torch
+
+        sizes = (self.settings.get("batch_tokens", 4096), self.settings.get("audit_examples", 8))
+        with torch.inference_mode():
+            rows, audits = make_shard(teacher, writer.spec, self.examples, writer.plan[index], *sizes, meter)
+        writer.write(index, rows, audits)
 
 
 def summary(certificate: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class CacheWriter:
         max_tokens: int = SHARD_TOKENS,
         max_examples: int = SHARD_EXAMPLES,
         log: Callable[[str], None] = lambda message: None,
+        leads: bool = True,
     ) -> None:
         if len(ids) != len(tokens):
             raise ValueError(f"{len(ids)} ids, {len(tokens)} token counts")
@@ -66,6 +67,8 @@ class CacheWriter:
         self.ids, self.tokens = list(ids), [int(n) for n in tokens]
         self.plan = plan_shards(self.tokens, max_tokens, max_examples)
         self.missing: list[int] = []
+        if not leads:  # another process's writer knows what is missing, and says which shard to make
+            return
         self._clear()
         for index in range(len(self.plan)):
             path = self.folder / shard_name(index)
