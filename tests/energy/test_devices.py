@@ -11,7 +11,7 @@ import pytest
 from distill_energy.energy import MeterConfig, account, resolve_visible_gpus
 from distill_energy.energy.sensors import rapl
 from distill_energy.energy.sensors.devices import RaplZone
-from distill_energy.energy.sensors.visible import GpuEntry
+from distill_energy.energy.sensors.visible import GpuEntry, narrowed
 from distill_energy.errors import UserError
 
 from .fakes import FakePowercap
@@ -179,3 +179,27 @@ def test_two_sockets_wrap_each_at_its_own_time(powercap):
 def test_bad_settings_name_the_key(key, value):
     with pytest.raises(UserError, match=key):
         MeterConfig(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "inventory", "count", "expected"),
+    [
+        (None, SAME, 1, ("0", 4)),
+        (None, SAME, 4, None),
+        (None, MIXED, 2, (f"{UUIDS[0]},{UUIDS[1]}", 4)),  # CUDA may count them otherwise
+        (None, MIG, 1, ("MIG-11111111-1", 2)),
+        ("2, 3,1", SAME, 2, ("2,3", 3)),
+        ("GPU-cccc,GPU-bbbb", SAME, 1, ("GPU-cccc", 2)),
+        ("", SAME, 1, None),
+        (None, [], 1, None),
+    ],
+)
+def test_a_stage_that_uses_fewer(value, inventory, count, expected):
+    env = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+    found = narrowed(env, inventory, count)
+    assert found == expected
+    if found:
+        all_of_them, first = (
+            resolve_visible_gpus({**env, **more}, inventory).gpus for more in ({}, {"CUDA_VISIBLE_DEVICES": found[0]})
+        )
+        assert first == all_of_them[:count]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .energy import worker
+from .energy.sensors.nvml import narrowed_to
 from .errors import UserError
 from .plan.spec import StageSpec
 from .store import atomic
@@ -114,7 +115,7 @@ def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> sch
     store = _remote_store(spec)
     if store is not None:
         store.prepare()
-    with artifact_lock(attempts, _say):
+    with artifact_lock(attempts, _say), own_gpus(gpus_of(spec), f"{spec.stage}/{spec.name}") as used:
         record = _restore(out, attempts)
         if record is None and store is not None and spec.root == str(store.mirror):
             record = store.take(spec.key)  # another workflow may have made it since this one was planned
@@ -122,12 +123,48 @@ def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> sch
             _say("the work was done and measured before its record was written; writing it")
             record = _commit(spec, out, attempts, results)
         if record is None:
-            record = _make(spec, main, store)
+            record = _make(spec, main, store, used)
         _share(spec, record, store)
         return record
 
 
-def _make(spec: StageSpec, main: Callable[[StageContext], dict | None], store: Any) -> schema.Sidecar:
+def gpus_of(spec: StageSpec) -> int | None:
+    """How many GPUs of a host a stage uses; None: all that it is given."""
+    params = spec.params
+    if spec.stage == "teacher_logits":
+        return spec.runs.get("processes")
+    if spec.stage == "teacher_generation":
+        return params.get("generation", {}).get("tensor_parallel") or 1
+    if spec.stage == "student_training":
+        return params.get("training", {}).get("processes") or 1
+    # What runs on the CPU is metered with one: its host waits for it.
+    return 1 if spec.stage in ("preprocess", "contamination", "evaluation") else None
+
+
+@contextlib.contextmanager
+def own_gpus(count: int | None, what: str) -> Iterator[dict[str, int]]:
+    """Hide all but ``count`` of this process's GPUs (None: of none) from ``what``, which does not use them: they
+    are not metered as its own, and not locked. Yields what the sidecar's results say of it. To be entered before CUDA
+    is initialised."""
+    found = None if count is None else narrowed_to(count)
+    if found is None:
+        yield {}
+        return
+    name, before = "CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ[name], given = found
+    _say(f"{what}: given {given} GPUs, takes {count} ({found[0]}); the others are not metered")
+    try:
+        yield {"gpus_given": given, "gpus_metered": count}
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+def _make(
+    spec: StageSpec, main: Callable[[StageContext], dict | None], store: Any, used: dict[str, int]
+) -> schema.Sidecar:
     out, attempts = Path(spec.folder), Path(spec.attempts)
     out.mkdir(parents=True, exist_ok=True)
     work = attempts / "work"
@@ -144,7 +181,7 @@ def _make(spec: StageSpec, main: Callable[[StageContext], dict | None], store: A
                 with meter.phase("teacher_store"):
                     store.fetch(key, _say)
         context = StageContext(spec, inputs, out, work, meter, _say)
-        results = main(context) or {}
+        results = (main(context) or {}) | used
     _mark_done(out, attempts, results)
     return _commit(spec, out, attempts, results)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..energy import Meter, MeterConfig
 from ..errors import UserError
+from ..stage import own_gpus
 from .processes import Crew, available, check_processes, device_of
 from .worker import end_with_parent, job_of, take_part
 
@@ -31,7 +32,7 @@ def main() -> int:
         if device_type == "cuda" and not available("cuda"):
             raise UserError("another node of the job has no GPU")
         check_processes(count, device_type)
-        with meter_of(content["spec"]):
+        with own_gpus(count, "student_training"), meter_of(content["spec"]):
             job = job_of(content)
             job.peers = replace(job.peers, rank=first, device=device_of(device_type, 0))
             crew.start_local(job, first, count, world, device_type, content["rendezvous"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from .visible import GpuEntry, Visible, resolve_visible_gpus
+from .visible import GpuEntry, Visible, narrowed, resolve_visible_gpus
 
 #: Temperature in °C, SM clock in MHz, utilisation in %, memory used in MiB, throttle reasons (bits); None: not known.
 Health = list[int | None]
@@ -263,6 +263,15 @@ def driver_shows_gpu() -> bool:
         return any(folder.iterdir())
     except OSError:
         return os.path.exists("/dev/nvidia0")
+
+
+def narrowed_to(count: int) -> tuple[str, int] | None:
+    """As ``visible.narrowed``, of this process's GPUs."""
+    nvml = Nvml()
+    try:
+        return narrowed(os.environ, nvml.inventory, count)
+    finally:
+        nvml.close()
 
 
 def open_gpus(env: Mapping[str, str]) -> tuple[Nvml, list[GpuReader], Visible]:

@@ -75,6 +75,24 @@ def resolve_visible_gpus(env: Mapping[str, str], inventory: Sequence[GpuEntry]) 
     return Visible(gpus=tuple(found), notes=tuple(notes))
 
 
+def narrowed(env: Mapping[str, str], inventory: Sequence[GpuEntry], count: int) -> tuple[str, int] | None:
+    """(CUDA_VISIBLE_DEVICES for the first ``count`` of the visible GPUs, how many are visible); None if there are no
+    more than that.
+
+    Raises UserError as ``resolve_visible_gpus`` does.
+    """
+    visible = resolve_visible_gpus(env, inventory).gpus
+    if len(visible) <= count:
+        return None
+    if (value := env.get("CUDA_VISIBLE_DEVICES")) is not None:
+        entries = [entry.strip() for entry in value.split(",")]
+    elif len({gpu.name for gpu in inventory if gpu.accessible}) == 1 and not any(gpu.mig for gpu in visible):
+        entries = [str(index) for index in range(len(visible))]
+    else:  # CUDA's order may be another one
+        entries = [gpu.mig or gpu.uuid for gpu in visible]
+    return ",".join(entries[:count]), len(visible)
+
+
 def _match(entry: str, usable: Sequence[GpuEntry], env: Mapping[str, str]) -> VisibleGpu | None:
     if entry.isdigit():
         index = int(entry)
