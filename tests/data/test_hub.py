@@ -10,6 +10,7 @@ from distill_energy.data.formats import FORMATS, Filtered, Refused, conversation
 from distill_energy.data.hub import Smallest, open_rows, prompt_key, read_rows, sample
 from distill_energy.data.stage import main
 from distill_energy.errors import UserError
+from distill_energy.ledger.rows import left_out
 
 MODEL = {"source": "random", "layers": 1, "hidden": 16, "heads": 1, "vocabulary": 300, "seed": 0}
 
@@ -343,6 +344,7 @@ def test_refused_rows_are_counted_by_reason_and_stop_the_stage_above_a_share(tmp
     spec = file_of(tmp_path, [*rows, {"prompt": "p", "response": None}]) | {"seed": 0, "max_length": 512}
     results = main(context({"dataset": spec, "model": MODEL}))
     assert results["refused: response is null"] == results["n_unusable"] == 1
+    assert left_out(results) == "refused: response is null (1)"  # in the ledger and on the page
     spec = file_of(tmp_path, [*rows, *[{"prompt": "p", "response": None}] * 2]) | {"seed": 0, "max_length": 512}
     with pytest.raises(
         UserError, match=r"2 of 152 rows are refused .*response is null: 2 \(first: .*rows\.jsonl, row 151\)"

@@ -254,3 +254,20 @@ def test_an_artifact_made_twice_is_in_every_total(demo_root, tmp_path):
     stage = {row["stage"]: row for row in page.stage_table(twice.rows, energy)}["teacher_logits"]
     assert stage["count"] == 2
     assert stage["energy"] == energy((1300.0 + 3.6e6) / 3.6e6)
+
+
+def test_rows_that_a_data_set_left_out_are_said(demo_root, tmp_path):
+    """By reason and number, from the data's sidecar to the page."""
+    import json
+
+    root = tmp_path / "results"
+    shutil.copytree(demo_root, root)
+    path = next((root / "preprocess").glob("data-*/*/energy.json"))
+    sidecar = json.loads(path.read_text())
+    sidecar["results"] |= {"n_dropped": 2, "refused: response is null": 1234}
+    path.write_text(json.dumps(sidecar))
+    rows = answer([root])[0]
+    said = page.warnings(rows, None)
+    name = sidecar["name"]
+    words = "refused: response is null (1,234); without a label within max_length (2)"
+    assert f"Rows that are not in {name}: {words}." in said, said

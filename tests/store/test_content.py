@@ -1,6 +1,7 @@
 """A model folder or a data file that is edited under the same path is another one; a copy is the same."""
 
 import copy
+import gzip
 import os
 import shutil
 
@@ -69,3 +70,59 @@ def test_a_large_file_is_sampled_and_still_told_apart(tmp_path, monkeypatch):
 def test_sources_that_are_not_there_are_for_the_stage_to_say(data):
     data["models"]["big"]["path"] = "/nowhere"
     assert versions(data)
+
+
+def test_a_tokenizer_folder_is_part_of_its_model(data, tmp_path):
+    """Its template makes the data: edited in place, other data."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "chat_template.jinja").write_text("one")
+    data["models"]["big"]["tokenizer"] = str(folder)
+    before = versions(data)
+    (folder / "chat_template.jinja").write_text("two")
+    after = versions(data)
+    assert after["preprocess", "data-demo"] != before["preprocess", "data-demo"]
+
+
+@pytest.mark.parametrize("kind", ["link", "linked folder", "gz", "folder of parquet", "glob"])
+def test_every_kind_of_place_is_fingerprinted_by_content(data, tmp_path, kind):
+    """A link by what it points to; a folder by the files in it, wherever they lie; a compressed file by its bytes."""
+    given = data["datasets"]["demo"]
+    held = tmp_path / "held"
+    held.mkdir()
+    file = held / "rows.jsonl"
+    file.write_text("1")
+    if kind == "link":
+        (tmp_path / "link.jsonl").symlink_to(file)
+        given["path"] = str(tmp_path / "link.jsonl")
+    elif kind == "linked folder":
+        (tmp_path / "linked").symlink_to(held)
+        given["path"] = str(tmp_path / "linked")
+    elif kind == "gz":
+        file = held / "rows.jsonl.gz"
+        file.write_bytes(gzip.compress(b"1"))
+        given["path"] = str(file)
+    elif kind == "folder of parquet":
+        file = held / "part" / "0.parquet"
+        file.parent.mkdir()
+        file.write_text("1")
+        given["path"] = str(held)
+    else:
+        given["path"] = str(held / "*.jsonl")
+    before = versions(data)
+    file.write_bytes(gzip.compress(b"2") if kind == "gz" else b"2")
+    changed = versions(data)
+    assert changed["preprocess", "data-demo"] != before["preprocess", "data-demo"]
+    if kind in ("folder of parquet", "glob"):  # one more file is another data set
+        file.with_name(f"more{file.suffix}").write_text("3")
+        assert versions(data)["preprocess", "data-demo"] != changed["preprocess", "data-demo"]
+
+
+def test_linked_weights_are_read(data, tmp_path):
+    """As the hub's cache keeps them: a folder of links into a store of blobs."""
+    model, blob = tmp_path / "model", tmp_path / "blob"
+    (model / "model.safetensors").rename(blob)
+    (model / "model.safetensors").symlink_to(blob)
+    before = versions(data)
+    blob.write_bytes(b"\2" + bytes(999))
+    assert versions(data)["teacher_logits", "big-demo"] != before["teacher_logits", "big-demo"]

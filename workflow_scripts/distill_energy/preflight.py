@@ -38,10 +38,10 @@ from .kd.cache.checks import check_vocabulary
 from .ledger.carbon import read_series
 from .models.fingerprint import differing, same_tokenizer, template_hash, tokenizer_hash
 from .models.gguf import check_whole, find_gguf, header_folder
-from .models.logits import check_logits, output_layer
+from .models.logits import check_logits, logit_rule, output_layer
 from .models.packing import check_packing
 from .models.quiet import quiet
-from .models.sources import bare_model, declared_stop_ids, folder_of, hub_is_offline, load_tokenizer
+from .models.sources import bare_model, declared_stop_ids, folder_of, hub_is_offline, load_tokenizer, why_not
 from .pipelines import get
 from .plan.build import Plan
 from .plan.spec import StageSpec
@@ -136,9 +136,9 @@ class Candidate:
         if self.origin["source"] != "random":
             place, options = folder_of(self.origin, self.inputs)
             try:
-                config = AutoConfig.from_pretrained(place, **options)
+                config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
             except (OSError, ValueError, KeyError, ImportError) as error:
-                raise UserError(f"its config cannot be read ({' '.join(str(error).split())[:120]})") from None
+                raise UserError(f"its config cannot be read ({why_not(place, error)[:160]})") from None
             if getattr(config, "is_encoder_decoder", False):
                 raise UserError(f"is an encoder-decoder ({config.model_type}), not a causal language model")
             method = _quantisation(config)
@@ -318,7 +318,7 @@ def _check_model(found: Found, model: Candidate, plan: Plan) -> bool:
     if len(found.wrong) > before:
         return False
     trainings = [n for n in plan.of("student_training") if n.labels["student"] == model.name]
-    _check_adapters(found, model, trainings)
+    _check_trainings(found, model, trainings)
     probe = model.probe()
     if probe is None:
         found.checked.append(f"{where}: {model.parameters:,} parameters; logits, packing: asked when it is loaded")
@@ -330,14 +330,20 @@ def _check_model(found: Found, model: Candidate, plan: Plan) -> bool:
     return len(found.wrong) == before
 
 
-def _check_adapters(found: Found, model: Candidate, trainings: Sequence[StageSpec]) -> None:
-    """The adapters of its trainings find their targets in it, asked of it without weights."""
+def _check_trainings(found: Found, model: Candidate, trainings: Sequence[StageSpec]) -> None:
+    """Adapters find their targets in the student, asked of it without weights, and the kernel can do its logits."""
     asked = {}
     for node in trainings:
-        pipeline = get(node.params["pipeline"]["kind"])
-        adapter = pipeline.lora(pipeline.settings(node.params["pipeline"]), node.params["training"])
+        pipeline, training = get(node.params["pipeline"]["kind"]), node.params["training"]
+        adapter = pipeline.lora(pipeline.settings(node.params["pipeline"]), training)
         if adapter is not None:
             asked[adapter.model_dump_json()] = adapter
+        if training.get("liger") and pipeline.loss == "ce" and (cap := logit_rule(model.bare.config).cap):
+            found.wrong.append(
+                f"model {model.name}: training.liger: Liger's kernel has no soft cap, its logits have one ({cap:g}); "
+                "set training.liger: false"
+            )
+            break
     for adapter in asked.values():
         found.ask(lambda a=adapter: add_adapter(bare_model(model.spec, model.inputs), a), f"model {model.name}")
 

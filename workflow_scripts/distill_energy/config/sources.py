@@ -57,6 +57,9 @@ class GgufModel(Section):
     package: str
     file: str = "*.gguf"
     parameters: int | None = Field(None, gt=0)
+    tokenizer: str | None = Field(
+        None, description="hub id or folder of another tokenizer, for a base model whose own has no chat template"
+    )
 
 
 class PrunedModel(Section):

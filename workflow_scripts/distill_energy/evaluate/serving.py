@@ -158,7 +158,7 @@ def vllm(
 
 def _positions(name: str, revision: str | None) -> int | None:
     _, options = (name, {"revision": revision}) if revision else (name, {})
-    config = AutoConfig.from_pretrained(name, **options)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
 

@@ -81,6 +81,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("interval_s", "double"),
     ("largest_gap_s", "double"),
     ("flags", "list"),
+    ("left_out", "string"),  # of a data set: why rows are not in it, with their numbers
     ("host", "string"),
     ("hardware", "string"),
     ("execution", "string"),  # execution class: accelerators and major versions of the engines
@@ -237,6 +238,23 @@ def _remade(sidecar: Sidecar) -> float | None:
     return sum_known([total(a.components)[0] for a in again]) if again else 0.0
 
 
+#: Counts of a data set's results → what they say of its rows.
+LEFT_OUT = {
+    "n_filtered": "left out by their format",
+    "n_repeated_rows": "repeated rows",
+    "n_duplicates": "repeated conversations",
+    "n_dropped": "without a label within max_length",
+}
+
+
+def left_out(results: Mapping[str, Any]) -> str | None:
+    """Why rows of a data set are not in it, with their numbers, the commonest first; None if all of them are."""
+    found = {words: results.get(key) or 0 for key, words in LEFT_OUT.items()}
+    found |= {key: count for key, count in results.items() if key.startswith("refused: ")}
+    said = sorted((item for item in found.items() if item[1]), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{reason} ({count:,})" for reason, count in said) or None
+
+
 def _method(sidecar: Sidecar) -> str | None:
     """Precision and kernel of a training, as it resolved them; None for another stage."""
     found = [sidecar.results.get(key) for key in ("precision", "ce_kernel")]
@@ -324,6 +342,7 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
         "interval_s": quality.interval_reached_s,
         "largest_gap_s": quality.largest_gap_s,
         "flags": list(quality.flags),
+        "left_out": left_out(sidecar.results),
         "host": sidecar.hardware.host,
         "hardware": _hardware(sidecar),
         "execution": execution_class(sidecar),

@@ -144,7 +144,7 @@ def _whole_checkpoint(name: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> 
             name, dtype=dtype, trust_remote_code=False, output_loading_info=True, **kwargs
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {name}: cannot be loaded ({_why(name, error)})") from error
+        raise UserError(f"model {name}: cannot be loaded ({why_not(name, error)})") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         found = sorted(map(str, info.get(kind) or ()))
         if found:
@@ -154,12 +154,14 @@ def _whole_checkpoint(name: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> 
     return model
 
 
-def _why(name: str, error: Exception) -> str:
+def why_not(name: str, error: Exception) -> str:
     """One line on why a model cannot be loaded; a pointer of git LFS in the place of a file is named."""
     for path in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
         with open(path, "rb") as handle:
             if handle.read(40).startswith(b"version https://git-lfs"):
                 return f"{path.name} is a git LFS pointer, not the file: git lfs pull"
+    if "trust_remote_code" in str(error):
+        return "its files bring code of its own (auto_map), which is never run here"
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
@@ -182,7 +184,7 @@ def load_tokenizer(spec: dict[str, Any], inputs: dict[str, Path]):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"tokenizer of {name}: cannot be loaded ({_why(name, error)})") from error
+        raise UserError(f"tokenizer of {name}: cannot be loaded ({why_not(name, error)})") from error
     if not tokenizer.chat_template:
         raise UserError(f"tokenizer of {name}: has no chat template")
     freeze(tokenizer)

@@ -60,8 +60,11 @@ def build_plan(config: Config, root: str = "results") -> Plan:
 
 
 def _content(source: dict[str, Any]) -> dict[str, str]:
-    found = content_of(source)
-    return {} if found is None else {"content": found}
+    """Fingerprints of a source's local files, and of its tokenizer's where that is a folder of its own."""
+    found = {"content": content_of(source)}
+    if source.get("tokenizer"):
+        found["tokenizer_content"] = content_of({"source": "folder", "path": source["tokenizer"]})
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _own(setting: Setting) -> dict[str, Any]:

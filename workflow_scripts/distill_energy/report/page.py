@@ -415,4 +415,7 @@ def warnings(rows: Sequence[Mapping[str, Any]], code_digest: str | None) -> list
     ):
         if count := sum(flag in (r["flags"] or []) for r in counted):
             found.append(f"{count} of {len(counted)} executions have {text}.")
+    for row in rows:
+        if row["status"] == "ok" and row["left_out"]:
+            found.append(f"Rows that are not in {row['name']}: {row['left_out']}.")
     return found
