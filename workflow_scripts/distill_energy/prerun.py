@@ -21,7 +21,7 @@ def main(ctx: Any) -> dict[str, Any]:
     hardware = describe_hardware()
     check_hardware(hardware, ctx.spec.params.get("expect") or {})
     energy = ctx.spec.energy
-    config = MeterConfig(interval_s=energy["interval_s"], jitter=energy["jitter"], cpu=energy["cpu"])
+    config = MeterConfig.of(energy)
     cooldown = cool_down(ctx, ctx.spec.params.get("cooldown_c"))
     baseline = measure_idle(config, ctx.spec.params["idle_seconds"])
     baseline.write(ctx.out / "idle.parquet")

@@ -287,7 +287,7 @@ def _meter(spec: StageSpec, attempts: Path, inputs: dict[str, Path]) -> Any:
     from .energy import IdleBaseline, Meter, MeterConfig
 
     settings = spec.energy
-    config = MeterConfig(interval_s=settings["interval_s"], jitter=settings["jitter"], cpu=settings["cpu"])
+    config = MeterConfig.of(settings)
     idle = IdleBaseline.read(inputs["prerun"] / "idle.parquet") if "prerun" in inputs else None
     identity = {"stage": spec.stage, "name": spec.name, "version": spec.version}
     return Meter(attempts_dir=attempts, config=config, identity=identity, idle=idle)

@@ -43,6 +43,31 @@ class ExpectHardware(Section):
     min_cores: int | None = Field(None, gt=0)
 
 
+class NodeMeter(Section):
+    """A meter of the whole node, outside it: a command (Redfish, IPMI, a PDU's) or a CSV that yields watts."""
+
+    command: str | None = Field(
+        None,
+        description="shell command that prints lines `[TIME] WATTS [UNIT]` (ISO 8601 or Unix seconds; W, mW, kW); "
+        "started again when it ends, read as it writes while it runs",
+    )
+    csv: str | None = Field(
+        None, description="file that a logger appends to: columns `utc` and one of `watts`, `mW`, `kW`"
+    )
+    unit: Literal["W", "mW", "kW"] = Field("W", description="of a number that the command prints without one")
+    offset_s: float = Field(0.0, description="seconds added to the meter's times, where its clock is off")
+    timeout_s: float = Field(10.0, gt=0, le=600, description="without a line after which a command is ended")
+    in_total: bool = Field(
+        False, description="the node's joules are the total, in the place of its parts, which are then only shown"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "NodeMeter":
+        if (self.command is None) == (self.csv is None):
+            raise ValueError("give one of command and csv")
+        return self
+
+
 class EnergyConfig(Section):
     """How energy is measured."""
 
@@ -53,6 +78,7 @@ class EnergyConfig(Section):
     )
     pue: float = Field(1.0, ge=1, description="power usage effectiveness of the site; enters CO2e only")
     grid: Grid = Field(default_factory=Grid)
+    node: NodeMeter | None = Field(None, description="a meter of the whole node, shown beside the sum of its parts")
     expect: ExpectHardware | None = Field(None, description="asserted by prerun")
     order_seed: int | None = Field(
         None,

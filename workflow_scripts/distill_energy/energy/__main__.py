@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..store.sidecar import wall_seconds
@@ -17,6 +18,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure a command: run [options] -- COMMAND ARGUMENT…")
     run.add_argument("--out", default="results", help="folder of results (default: results)")
     run.add_argument("--name", help="name of the measurement (default: the command's)")
+    run.add_argument("--node", metavar="COMMAND", help="command that prints the whole node's watts, shown beside")
+    run.add_argument("--node-csv", metavar="FILE", help="CSV of utc and watts of the whole node, shown beside")
     run.add_argument("--idle", help="idle baseline: idle.parquet of a prerun on this host")
     run.add_argument("--country", help="ISO 3166 alpha-3, for CO2e")
     run.add_argument("--region", help="region of the country")
@@ -58,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _config(options: argparse.Namespace):
     from .config import MeterConfig
 
-    return MeterConfig(interval_s=options.interval, jitter=options.jitter, cpu=options.cpu)
+    node = {"command": getattr(options, "node", None), "csv": getattr(options, "node_csv", None)}
+    if all(node.values()):
+        raise UserError("run: give one of --node and --node-csv")
+    node = node if any(node.values()) else None
+    return MeterConfig(interval_s=options.interval, jitter=options.jitter, cpu=options.cpu, node=node)
 
 
 class _WithoutPandas:
@@ -87,8 +94,17 @@ def _run(options: argparse.Namespace) -> int:
     wall = wall_seconds(record.attempts) or 0.0
     flags = f", flags: {', '.join(record.quality.flags)}" if record.quality.flags else ""
     where = Path(options.out) / "command" / record.name / record.version / "energy.json"
+    _say_node(energy)
     print(f"energy: {said} in {wall:.1f} s{flags}; {where}", file=sys.stderr)
     return code
+
+
+def _say_node(energy: Any) -> None:
+    for part in energy.components:
+        if part.component == "node":
+            share = "" if energy.node_explained is None else f", of which the parts explain {energy.node_explained:.0%}"
+            said = f"unknown: {part.reason}" if part.gross_j is None else f"{part.gross_j:.1f} J{share}"
+            print(f"node: {said}", file=sys.stderr)
 
 
 def _idle(options: argparse.Namespace) -> int:

@@ -371,6 +371,45 @@ def rapl_energy(
     return result
 
 
+def node_energy(samples: Sequence[Sample], start: float, end: float) -> Energy:
+    """Energy of a whole node in J over [start, end] from the power readings of an outside meter, which have a beat of
+    their own: the trapezoid between them, bounded as a GPU's. Null where they do not reach the window's edges within
+    ``GAP`` of their own intervals."""
+    power = sorted({(t, p) for t, _, p in samples if p is not None})
+    result = Energy(times=[t for t, _ in power], method="node_power_integral")
+    if len(power) < 2:
+        result.method, result.reason = None, f"{len(power)} readings of the node's meter: at least 2 are needed"
+        result.flags.append("node_gap")
+        return result
+    beat = max(statistics.median(b - a for (a, _), (b, _) in itertools.pairwise(power)), 1.0)
+    cap = 2 * max(p for _, p in power)
+    head, tail = power[0][0] - start, end - power[-1][0]
+    if head > GAP * beat or tail > GAP * beat:
+        result.method, result.flags = None, ["node_gap"]
+        last = power[-1][0] - start
+        result.reason = f"the node's readings go from {head:.1f} to {last:.1f} s of a window of {end - start:.1f} s"
+        return result
+    curve, _ = _power_curve(power, beat, cap)
+    whole = Energy(curve_t=[t for t, _ in curve], curve_j=[j for _, j in curve])
+    inside = [start, *(t for t, _ in power if start < t < end), end]
+    base = whole.at(start) - power[0][1] * max(0.0, head)
+    result.curve_t = inside
+    result.curve_j = [
+        whole.at(t) - base + power[-1][1] * max(0.0, t - power[-1][0]) - power[0][1] * max(0.0, power[0][0] - t)
+        for t in inside
+    ]
+    result.gross_j = result.curve_j[-1]
+    pieces = [_piece(t1 - t0, p0, p1, beat, cap)[1] for (t0, p0), (t1, p1) in itertools.pairwise(power)]
+    edges = [
+        max(0.0, head) * max(cap - power[0][1], power[0][1]),
+        max(0.0, tail) * max(cap - power[-1][1], power[-1][1]),
+    ]
+    result.error_j = math.fsum([*pieces, *edges])
+    if any(t1 - t0 > GAP * beat for (t0, _), (t1, _) in itertools.pairwise(power)):
+        result.flags.append("node_gap")
+    return result
+
+
 def estimate_energy(
     samples: Sequence[Sample],
     method: str,

@@ -162,9 +162,12 @@ class Window:
             value = tick["v"][index] if index < len(tick["v"]) else [None, None]
             t = value[3] if len(value) > 3 else tick["t"]
             samples.append((t, value[0], None if value[1] is None else value[1] * 1e-3))
+            if device["kind"] == "node":
+                earlier = [(t, None, p * 1e-3) for t, p in (value[4] if len(value) > 4 else [])]
+                samples[-1:] = [*earlier, samples[-1]]
             if "share" in tick:
                 shares[t] = tick["share"]
-            if len(value) > 4 and value[4] is not None:
+            if device["kind"] != "node" and len(value) > 4 and value[4] is not None:
                 checks.append((t, value[4]))
         if not samples:
             return account.Energy(reason="no sample was taken")
@@ -172,6 +175,11 @@ class Window:
             samples.append((self.stop, None, None))
         if device["kind"] == "codecarbon":
             energy = account.estimate_energy(samples, "codecarbon_process", checks, self.stop, ESTIMATOR_LATE_S)
+        elif device["kind"] == "node":
+            energy = account.node_energy(samples, self.start, self.stop)
+            if device["in_total"] and any("share" in tick for tick in self.ticks):
+                why = "other measured stages ran on this host: the node's joules cannot be divided among them"
+                energy = replace(energy, gross_j=None, error_j=None, reason=why)
         elif device["kind"] == "rapl":
             energy = account.rapl_energy(
                 samples, self.interval, device.get("range"), device["limit_w"], device["unit"], shares
@@ -227,9 +235,10 @@ class Window:
             return None, "no idle baseline was measured"
         if idle["host"] != self.opened["attempt"]["host"]:
             return None, f"the idle baseline is of another host ({idle['host']})"
-        watts = idle["watts"].get(device["device"])
+        name = device["device"] or device["component"]
+        watts = idle["watts"].get(name)
         if watts is None:
-            why = (idle.get("reasons") or {}).get(device["device"])
+            why = (idle.get("reasons") or {}).get(name)
             return None, f"the idle baseline has no value: {why or 'the device was not there'}"
         seconds = self.stop - self.start
         if device["kind"] == "rapl":  # beside other stages only a share of the package, idle power included, is ours
@@ -247,7 +256,7 @@ class Window:
         flags = list(self.opened["flags"])
         notes = list(self.opened["notes"])
         for component, energy, device in zip(components, energies, self.opened["devices"], strict=False):
-            if device["kind"] != "codecarbon" and component.in_total:
+            if device["kind"] not in ("codecarbon", "node") and component.in_total:
                 own = account.timing(energy.times, self.start, self.stop, self.interval)
                 if (own.coverage or 0) < (worst.coverage or 0):
                     worst = own
@@ -383,6 +392,7 @@ def fold_attempts(
         error_j=error,
         source=source,
         reason=reason,
+        node_explained=schema.explained(components),
     )
     return energy, _fold_quality(tries), _fold_tokens(tries)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ class MeterConfig:
     (0.5: ±25%), so that a load whose period is near the interval does not alias. ``cpu``: ``auto`` takes RAPL where it
     is readable, else CodeCarbon's estimate. ``powercap``: where the kernel shows RAPL. ``gpu``: False leaves GPUs out.
     ``cpu_interval_s``: seconds between CodeCarbon's samples. ``country``: ISO code, for the caller's use with
-    :func:`~distill_energy.energy.co2e`. ``exclusive``: wait for other stages on the same GPU.
+    :func:`~distill_energy.energy.co2e`. ``exclusive``: wait for other stages on the same GPU. ``node``: a meter of the
+    whole node, as ``energy.node`` of a configuration (``command`` or ``csv``, ``unit``, ``offset_s``, ``in_total``).
 
     Raises UserError naming the key.
     """
@@ -33,6 +35,12 @@ class MeterConfig:
     cpu_interval_s: float = 1.0
     exclusive: bool = True
     start_timeout_s: float = 120.0
+    node: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, energy: Mapping[str, Any]) -> MeterConfig:
+        """From the ``energy`` section of a configuration."""
+        return cls(**{key: energy[key] for key in ("interval_s", "jitter", "cpu")}, node=energy.get("node"))
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.interval_s <= 60:

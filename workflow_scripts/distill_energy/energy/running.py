@@ -29,7 +29,7 @@ class RunningTotal:
 
     def _lost(self, index: int, t: float) -> bool:
         last = self.last[index]
-        patience = max(self.lost_s, 10.0) if self.devices[index]["kind"] == "codecarbon" else self.lost_s
+        patience = max(self.lost_s, 10.0) if self.devices[index]["kind"] in ("codecarbon", "node") else self.lost_s
         return last is None or t - last[0] > patience
 
     def _step(self, index: int, device: dict[str, Any], t: float, value: list[Any], share: float) -> None:
@@ -57,4 +57,4 @@ class RunningTotal:
 
 def in_total(device: dict[str, Any]) -> bool:
     """CodeCarbon's RAM is a flat model of the number of modules, not of the work: shown, not counted."""
-    return not (device["kind"] == "codecarbon" and device["component"] == "dram")
+    return device.get("in_total", not (device["kind"] == "codecarbon" and device["component"] == "dram"))

@@ -43,7 +43,7 @@ class Sampler:
         self.journal = JournalWriter(Path(settings["journal"]))
         self.board = Board(settings["board_fd"])
         self.host = Host(settings, os.environ, self.pid)
-        self.described = [device.describe() for device in self.host.devices]
+        self.described = self.host.describe()
         if any(device.get("power_kind") == "instant" for device in self.described):
             # a load in step with the beat is seen wrongly by the power at the beat; at random it is seen with scatter
             self.jitter = max(self.jitter, INSTANT_JITTER)
@@ -58,7 +58,8 @@ class Sampler:
         self.synced = time.monotonic()
         self.first_pids: dict[str, set[int]] = {}
         self.shared: SharedCpu | None = None
-        if any(device["kind"] == "rapl" for device in self.described):
+        node_is_all = any(device["kind"] == "node" and device["in_total"] for device in self.described)
+        if node_is_all or any(device["kind"] == "rapl" for device in self.described):
             try:
                 self.shared = SharedCpu(self.pid)
             except OSError as error:
@@ -115,6 +116,10 @@ class Sampler:
                 gpu.entry.uuid: health for gpu, health in zip(self.host.gpus, self.host.health(), strict=True)
             }
         self.journal.write(record)
+        if self.host.node is not None:
+            for flag, note in self.host.node.flags:
+                self.flag(flag, note)
+            self.host.node.flags.clear()
         self.board.set_total(self.total.add(t, values, record.get("share", 1.0)), t)
         tokens = self.board.tokens()
         if tokens != self.tokens:

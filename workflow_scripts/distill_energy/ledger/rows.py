@@ -49,6 +49,8 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("cpu_net_j", "double"),
     ("dram_j", "double"),
     ("dram_net_j", "double"),
+    ("node_j", "double"),  # by a meter outside, of all the others and the rest of the machine
+    ("node_explained", "double"),  # share of it that the sum of the parts explains
     ("total_j", "double"),
     ("total_net_j", "double"),
     ("idle_j", "double"),
@@ -303,6 +305,8 @@ def row_of(sidecar: Sidecar, path: str) -> dict[str, Any]:
     energy, tokens = sidecar.energy, sidecar.tokens
     for kind in ("gpu", "cpu", "dram"):
         row[f"{kind}_j"], row[f"{kind}_net_j"] = component_sums(energy.components, kind)
+    known = [c.gross_j for c in energy.components if c.component == "node"]
+    row["node_j"], row["node_explained"] = sum_known(known), energy.node_explained
     net = None if energy.gross_j is None or energy.idle_j is None else energy.gross_j - energy.idle_j
     quality = sidecar.quality
     row |= {

@@ -143,6 +143,7 @@ def render(
         figures=pictures,
         blank=blank,
         stages=stage_table(rows, told),
+        nodes=node_table(rows, told),
         hosts=host_table(rows),
         software=software_table(rows),
         problems=sorted(problems, key=lambda p: (p.kind, p.path)),
@@ -361,6 +362,31 @@ def stage_table(rows: Sequence[Mapping[str, Any]], told: Callable[[float | None]
                     f"{f} ({n})" for f, n in sorted(Counter(f for m in members for f in m["flags"]).items())
                 )
                 or "none",
+            }
+        )
+    return table
+
+
+def node_table(rows: Sequence[Mapping[str, Any]], told: Callable[[float | None], str]) -> list[dict[str, Any]]:
+    """The node's own meter beside the sum of its parts, by stage; empty where no execution had one."""
+    by_stage: dict[str, list] = defaultdict(list)
+    for row in rows:
+        if counts(row) and row["node_j"] is not None:
+            by_stage[row["stage"]].append(row)
+    table = []
+    for stage, members in by_stage.items():
+        node = math.fsum(m["node_j"] for m in members)
+        shares = [m["node_explained"] for m in members]
+        parts = None
+        if None not in shares and node > 0:
+            parts = math.fsum(m["node_j"] * share for m, share in zip(members, shares, strict=True))
+        table.append(
+            {
+                "stage": stage,
+                "count": len(members),
+                "node": told(node / 3.6e6),
+                "parts": "unknown" if parts is None else told(parts / 3.6e6),
+                "explained": percent(None if parts is None else parts / node, 0),
             }
         )
     return table

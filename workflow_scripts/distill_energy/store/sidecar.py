@@ -55,7 +55,7 @@ class _Strict(BaseModel):
 class Component(_Strict):
     """Energy of one device over one window (an attempt, a phase, or all attempts)."""
 
-    component: Literal["gpu", "cpu", "dram"]
+    component: Literal["gpu", "cpu", "dram", "node"]  # node: a meter outside, of all the others and the rest
     device: str | None = None  # GPU UUID, RAPL zone, or None
     source: Source
     method: str | None = None  # nvml_counter, nvml_power_integral, rapl, codecarbon_process, …
@@ -171,6 +171,7 @@ class Energy(_Strict):
     error_j: float | None = None
     source: Source
     reason: str | None = None
+    node_explained: float | None = None  # what the parts that are known explain of the node's joules, as a share
 
 
 class Consumed(_Strict):
@@ -313,6 +314,17 @@ def dump(sidecar: Sidecar) -> str:
     """The sidecar as JSON text, validated once more (assignments after construction included)."""
     checked = Sidecar.model_validate(sidecar.model_dump())
     return json.dumps(checked.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+
+
+def explained(components: list[Component]) -> float | None:
+    """Share of the node's joules that the sum of its parts explains; None without both. CodeCarbon's RAM is no part."""
+    node = [c for c in components if c.component == "node"]
+    flat = lambda c: c.component == "dram" and c.source == "estimated"  # noqa: E731
+    parts = [c for c in components if c.component != "node" and (c.in_total or c.gross_j is not None) and not flat(c)]
+    if not node or not parts or any(c.gross_j is None for c in [*node, *parts]):
+        return None
+    whole = math.fsum(c.gross_j for c in node)
+    return math.fsum(c.gross_j for c in parts) / whole if whole > 0 else None
 
 
 def total(components: list[Component]) -> tuple[float | None, float | None, Source, str | None]:

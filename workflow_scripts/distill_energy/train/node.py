@@ -52,7 +52,7 @@ def main() -> int:
 def meter_of(spec: dict[str, Any]) -> Any:
     """A meter of this node whose attempt lies beside those of the stage ``spec`` (as JSON)."""
     energy = spec["energy"]
-    config = MeterConfig(interval_s=energy["interval_s"], jitter=energy["jitter"], cpu=energy["cpu"])
+    config = MeterConfig.of(energy)
     identity = {"stage": spec["stage"], "name": spec["name"], "version": spec["version"]}
     return Meter(attempts_dir=Path(spec["attempts"]), config=config, identity=identity)
 

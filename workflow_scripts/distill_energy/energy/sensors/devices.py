@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from .. import worker
 from . import rapl
 from .gpus import Gpus, Reader
+from .node import Node
 
 #: A reading as it is journalled: [counter, power, problem]; a device that CodeCarbon estimates adds its own time.
 Reading = list[Any]
@@ -186,6 +187,17 @@ class Host:
         else:
             self.absent.append(unavailable("gpu", "GPUs are left out by the settings", False))
         self._open_cpu(settings, pid)
+        self.node = Node(settings["node"], settings["interval_s"]) if settings.get("node") else None
+        if self.node is not None:
+            self.devices.append(self.node)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every device. A node's meter that is the total leaves its parts out of it."""
+        described = [device.describe() for device in self.devices]
+        if self.node is not None and self.node.settings.get("in_total"):
+            described = [device | {"in_total": device["kind"] == "node"} for device in described]
+            self.absent = [item | {"in_total": False} for item in self.absent]
+        return described
 
     def _open_gpus(self, env: Mapping[str, str]) -> None:
         self._gpus = Gpus(env)
@@ -253,7 +265,7 @@ class Host:
             times.append((began + time.monotonic()) / 2)
         end = time.monotonic()
         for reading, t in zip(readings, times, strict=True):
-            if reading and end - t > SKEW_S:  # a slow driver: keep each device's own time
+            if reading and len(reading) < 4 and end - t > SKEW_S:  # a slow driver: keep each device's own time
                 reading.extend([None] * (3 - len(reading)) + [t])
         if self.codecarbon is not None:
             self.codecarbon.poll(now, final)
@@ -271,3 +283,5 @@ class Host:
             self.codecarbon.close()
         if self._gpus is not None:
             self._gpus.close()
+        if self.node is not None:
+            self.node.close()
