@@ -81,6 +81,13 @@ def test_the_entry_is_light():
     assert len(loaded) < 40
 
 
+def test_the_entry_is_imported_within_50_ms():
+    """The least of several, so that a busy machine does not count; the interpreter's own start is not in it."""
+    code = "import time; t = time.perf_counter(); from distill_energy import measure; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(7)]
+    assert min(float(run.stdout) for run in runs) < 0.05
+
+
 def test_a_command_loads_no_pandas(tmp_path):
     """Arrow would, for tables that a command has not."""
     done = subprocess.run(

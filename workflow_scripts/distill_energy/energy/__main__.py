@@ -21,10 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--node", metavar="COMMAND", help="command that prints the whole node's watts, shown beside")
     run.add_argument("--node-csv", metavar="FILE", help="CSV of utc and watts of the whole node, shown beside")
     run.add_argument("--idle", help="idle baseline: idle.parquet of a prerun on this host")
-    run.add_argument("--country", help="ISO 3166 alpha-3, for CO2e")
-    run.add_argument("--region", help="region of the country")
-    run.add_argument("--g-per-kwh", type=float, help="grid intensity instead of a country")
-    run.add_argument("--pue", type=float, default=1.0, help="power usage effectiveness (default: 1)")
+    _grid_options(run)
     _meter_options(run)
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     idle = commands.add_parser("idle", help="measure what this host draws when idle")
@@ -34,6 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     test = commands.add_parser("selftest", help="known loads on this machine: does what is read of them hang together?")
     test.add_argument("--seconds", type=float, default=8.0, help="of each of the four loads (default: 8)")
     _meter_options(test)
+    watch = commands.add_parser("watch", help="one screen: watts by device, and the measured work that runs here")
+    watch.add_argument("results", nargs="?", default="results", help="folder of results (default: results)")
+    watch.add_argument("--seconds", type=float, help="end after so long (default: until interrupted)")
+    _grid_options(watch)
+    _meter_options(watch, interval=2.0)
     export = commands.add_parser("boamps", help="a sidecar as a BoAmps report, on standard output")
     export.add_argument("sidecar", help="path of an energy.json")
     export.add_argument("--out", help="write the report here instead")
@@ -42,8 +44,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _meter_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--interval", type=float, default=0.5, help="seconds between samples (default: 0.5)")
+def _grid_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--country", help="ISO 3166 alpha-3, for CO2e")
+    parser.add_argument("--region", help="region of the country")
+    parser.add_argument("--g-per-kwh", type=float, help="grid intensity instead of a country")
+    parser.add_argument("--pue", type=float, default=1.0, help="power usage effectiveness (default: 1)")
+
+
+def _grid(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``co2e``; a wrong country is said before an hour is measured, not after."""
+    from .co2 import co2e
+
+    grid = dict(pue=options.pue, country=options.country, region=options.region, intensity=options.g_per_kwh)
+    co2e(None, **grid)
+    return grid
+
+
+def _meter_options(parser: argparse.ArgumentParser, interval: float = 0.5) -> None:
+    text = f"seconds between samples (default: {interval:g})"
+    parser.add_argument("--interval", type=float, default=interval, help=text)
     parser.add_argument("--jitter", type=float, default=0.0, help="random share of the interval (default: 0)")
     parser.add_argument("--cpu", default="auto", help="auto, rapl, codecarbon or off (default: auto)")
 
@@ -78,17 +97,16 @@ class _WithoutPandas:
 
 def _run(options: argparse.Namespace) -> int:
     sys.meta_path.insert(0, _WithoutPandas())
-    from .co2 import co2e
     from .command import run_command
     from .idle import IdleBaseline
 
     argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
     if not argv:
         raise UserError("run: no command; write it after --")
-    grid = dict(pue=options.pue, country=options.country, region=options.region, intensity=options.g_per_kwh)
-    co2e(None, **grid)  # a wrong country is said before an hour is measured, not after
+    grid = _grid(options)
     idle = IdleBaseline.read(options.idle) if options.idle else None
-    record, code = run_command(argv, options.out, options.name, _config(options), grid, idle)
+    live = sys.stderr if sys.stderr.isatty() else None
+    record, code = run_command(argv, options.out, options.name, _config(options), grid, idle, live)
     energy = record.energy
     said = f"{energy.gross_j:.1f} J ({energy.source})" if energy.gross_j is not None else f"unknown: {energy.reason}"
     wall = wall_seconds(record.attempts) or 0.0
@@ -115,6 +133,13 @@ def _idle(options: argparse.Namespace) -> int:
         print(f"{device}: {f'{watts:.2f} W' if watts is not None else f'unknown ({baseline.reasons.get(device)})'}")
     if options.out:
         baseline.write(options.out)
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from .watch import watch
+
+    watch(_config(options), options.results, _grid(options), options.seconds)
     return 0
 
 
@@ -150,7 +175,14 @@ def _attempts(options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "idle": _idle, "selftest": _selftest, "boamps": _boamps, "attempts": _attempts}
+_COMMANDS = {
+    "run": _run,
+    "idle": _idle,
+    "selftest": _selftest,
+    "watch": _watch,
+    "boamps": _boamps,
+    "attempts": _attempts,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

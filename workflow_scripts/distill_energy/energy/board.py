@@ -48,6 +48,10 @@ class Board:
         value = self._floats[0]
         return None if math.isnan(value) else value
 
+    def reading(self) -> tuple[float, float | None]:
+        """(monotonic time of the running total, the total)."""
+        return self._floats[1], self.total()
+
     def add_tokens(self, kind: str, n: int) -> None:
         slot = TOKEN_KINDS.index(kind)
         self._counts[slot] = max(self._counts[slot], 0) + n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -11,7 +12,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..config.names import check_name
 from ..errors import UserError
@@ -122,9 +123,11 @@ def run_command(
     config: MeterConfig | None = None,
     grid: dict[str, Any] | None = None,
     idle: IdleBaseline | None = None,
+    live: TextIO | None = None,
 ) -> tuple[schema.Sidecar, int]:
     """Run ``argv`` under a Meter; (sidecar, exit code). The sidecar is written whatever the command's code (see
-    ``Recording``). SIGTERM is passed on to the command, and the attempt closed as preempted.
+    ``Recording``). SIGTERM is passed on to the command, and the attempt closed as preempted. ``live``: a terminal, on
+    whose last line watts, joules and seconds so far are shown.
 
     Raises UserError if the command cannot be started.
     """
@@ -136,7 +139,7 @@ def run_command(
     code = 1
     try:
         with recording.meter:
-            code = _run(argv)
+            code = _run(argv, None if live is None else Live(recording.meter, live))
             if code != 0:
                 raise CommandFailed(f"exit code {code}")
     except CommandFailed:
@@ -146,16 +149,49 @@ def run_command(
     return recording.write({"exit_code": code}, grid), code
 
 
-def _run(argv: Sequence[str]) -> int:
+class Live:
+    """A line of a terminal with the watts of the last second, and joules and seconds so far."""
+
+    EVERY_S = 1.0
+
+    def __init__(self, meter: Meter, out: TextIO) -> None:
+        self.meter, self.out = meter, out
+        self.first = self.last = meter.reading()
+
+    def show(self) -> None:
+        (t0, j0), (t, j) = self.last, self.meter.reading()
+        self.last = (t, j)
+        if j is None:
+            text = "unknown so far"
+        else:
+            watts = f"{(j - j0) / (t - t0):.1f}" if j0 is not None and t > t0 else "–"
+            text = f"{watts:>8} W  {j:>10.1f} J  {t - self.first[0]:>6.0f} s"
+        self.out.write(f"\r\x1b[K{text}")
+        self.out.flush()
+
+    def clear(self) -> None:
+        self.out.write("\r\x1b[K")
+        self.out.flush()
+
+
+def _run(argv: Sequence[str], live: Live | None = None) -> int:
     try:
         child = subprocess.Popen(list(argv))
     except OSError as error:
         raise UserError(f"{argv[0]}: cannot be started ({error.strerror})") from None
     try:
+        while live is not None and child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(live.EVERY_S)
+                break
+            live.show()
         code = child.wait()
     except BaseException:
         _end(child)
         raise
+    finally:
+        if live is not None:
+            live.clear()
     return code if code >= 0 else 128 - code  # as a shell reports a signal
 
 

@@ -96,6 +96,12 @@ def alive(identity: dict[str, Any]) -> bool | None:
         return None
     if identity.get("boot_id") != boot_id():
         return False
+    if not os.path.isdir("/proc/self"):  # macOS: that the id is some process's is all that can be known
+        try:
+            os.kill(identity["pid"], 0)
+        except OSError as error:
+            return isinstance(error, PermissionError)
+        return True
     fields = stat_fields(identity["pid"])
     if not fields or fields[0] in "ZX":
         return False

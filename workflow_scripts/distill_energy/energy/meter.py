@@ -214,6 +214,10 @@ class Meter:
         """
         return self._board.total() if self._board is not None else self._final
 
+    def reading(self) -> tuple[float, float | None]:
+        """(monotonic time of the sampler's last tick, J until then as ``joules``)."""
+        return (time.monotonic(), self._final) if self._board is None else self._board.reading()
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[PhaseHandle]:
         """Book a part of the stage apart. It stays in the stage's total."""

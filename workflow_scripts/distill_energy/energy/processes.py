@@ -11,9 +11,9 @@ INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel
 
 
 def parents() -> dict[int, int]:
-    """Parent of every process that /proc shows."""
+    """Parent of every process that /proc shows; empty where there is none (macOS)."""
     found = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit() and (fields := stat_fields(int(name))):
             found[int(name)] = int(fields[1])
     return found

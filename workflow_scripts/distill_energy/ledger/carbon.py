@@ -77,14 +77,12 @@ def spent_over_time(folder: str | Path) -> tuple[list[float], list[float]]:
     """(Unix seconds, relative weights) of when an artifact's joules were spent, from its power trace: counters'
     differences, else watts by time. Empty where there is no trace."""
     try:
-        table = pq.read_table(
-            Path(folder) / POWER_NAME, columns=["attempt", "component", "device", "utc", "watts", "counter_j"]
-        )
+        table = pq.read_table(Path(folder) / POWER_NAME)
     except (OSError, pa.ArrowException):
         return [], []
     found: dict[tuple, list[tuple]] = {}
     for row in table.to_pylist():
-        if row["utc"] is not None and row["component"] != "node":  # its parts are there already
+        if row["utc"] is not None and row.get("component") != "node":  # its parts are there already
             found.setdefault((row["attempt"], row["device"]), []).append(row)
     times, weights = [], []
     for rows in found.values():
