@@ -55,7 +55,7 @@ def test_one_screen_of_devices_and_of_the_work_that_runs(gpus, tmp_path):
     joules = [float(value) for value in re.findall(r"Fake-H100 \S+ +[\d.]+ +([\d.]+)", last)]
     assert joules[0] == pytest.approx(300 * 2, rel=0.35) and joules[0] / joules[1] == pytest.approx(2.5, rel=0.01)
     assert "420.0" in last
-    row = re.search(r"student_training/sft-tiny/01234567 +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +measured", last)
+    row = re.search(r"student_training/sft-tiny/01234567 +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +meas", last)
     assert row, last
     spent = float(row[2])
     assert 420 * 1.5 < spent < 420 * 4
