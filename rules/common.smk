@@ -97,7 +97,13 @@ def consumed(stage):
 
 
 # Rules whose work costs enough to be asked about first.
-PAID = {"preprocess_data", "teacher_logits", "teacher_generation", "student_training"}
+PAID = {
+    "preprocess_data",
+    "teacher_logits",
+    "teacher_generation",
+    "reference_logprobs",
+    "student_training",
+}
 
 
 def preflight():

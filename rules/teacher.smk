@@ -35,3 +35,21 @@ rule teacher_generation:
         spec=spec("teacher_generation"),
     script:
         "../workflow_scripts/teacher_generation.py"
+
+
+rule reference_logprobs:
+    input:
+        consumed("reference_logprobs"),
+    output:
+        **artifact("results", "reference_logprobs"),
+    log:
+        "logs/reference_logprobs/{name}/{version}.log",
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores or 1
+    resources:
+        meter=1,
+    params:
+        spec=spec("reference_logprobs"),
+    script:
+        "../workflow_scripts/reference_logprobs.py"

@@ -20,12 +20,15 @@ def test_what_each_needs():
         "lora": None,
         "on_policy": None,
         "offline_policy": "teacher_logits",
+        "preference": "teacher_generation",
     }
     assert all(pipelines.get(kind).kind == kind for kind in pipelines.kinds())
 
 
 def test_unknown_kind_lists_the_known():
-    with pytest.raises(KeyError, match="'dpo' is not one of kd, lora, offline_policy, on_policy, sft, synthetic"):
+    with pytest.raises(
+        KeyError, match="'dpo' is not one of kd, lora, offline_policy, on_policy, preference, sft, synthetic"
+    ):
         pipelines.get("dpo")
 
 

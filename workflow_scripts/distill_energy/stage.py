@@ -66,6 +66,7 @@ MAIN = {
     "prerun": "prerun",
     "teacher_logits": "teacher.logits",
     "teacher_generation": "teacher.generation",
+    "reference_logprobs": "train.logprobs",
     "student_training": "train.stage",
     "contamination": "evaluate.contamination",
     "evaluation": "evaluate.stage",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PIPELINE_NAMES = {"sft": "SFT", "kd": "KD", "synthetic": "Synthetic", "lora": "LoRA"}
-PIPELINE_NAMES |= {"on_policy": "On-policy", "offline_policy": "Offline policy"}
+PIPELINE_NAMES |= {"on_policy": "On-policy", "offline_policy": "Offline policy", "preference": "Preference"}
 
 
 def pipeline_name(pipeline: str | None) -> str:

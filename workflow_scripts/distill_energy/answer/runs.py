@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ledger.graph import Key, Provenance
+from ..ledger.graph import TEACHER, Key, Provenance
 from ..ledger.places import consumers
 from ..ledger.rows import key_of
 
@@ -126,7 +126,7 @@ def _run(row, accepted, provenance: Provenance, needs: list[Key], evaluations, s
     by_stage: dict[str, list[Key]] = defaultdict(list)
     for item in sorted(needs):
         by_stage[item[0]].append(item)
-    teachers = [*by_stage["teacher_logits"], *by_stage["teacher_generation"]]
+    teachers = [key for stage in TEACHER for key in by_stage[stage]]
     found = {
         "prerun": by_stage["prerun"],
         "preprocess": by_stage["preprocess"],

@@ -73,6 +73,7 @@ class Training(Section):
 
 #: Keys of a pipeline that may be swept, beside every key of ``training``.
 SWEEPABLE = {"alpha", "temperature", "max_new_tokens"}
+OPTIONS = "options."  # and every option of the pipeline's kind, by this prefix
 
 
 class Swept(Section):
@@ -101,8 +102,9 @@ class Pipeline(Swept):
             if key not in fields:
                 raise ValueError(f"training.{key} is not one of {', '.join(sorted(fields))}")
         for key, values in self.sweep.items():
-            if key not in fields | SWEEPABLE:
-                raise ValueError(f"sweep.{key} is not one of {', '.join(sorted(fields | SWEEPABLE))}")
+            if key not in fields | SWEEPABLE and not key.startswith(OPTIONS):
+                known = ", ".join(sorted(fields | SWEEPABLE))
+                raise ValueError(f"sweep.{key} is not one of {known}, {OPTIONS}NAME")
             if not values:
                 raise ValueError(f"sweep.{key} is empty")
             for value in values if key in SWEEPABLE else ():

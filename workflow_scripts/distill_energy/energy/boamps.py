@@ -17,6 +17,7 @@ _TASK_STAGE = {
     "preprocess": "preprocessing",
     "teacher_logits": "inference",
     "teacher_generation": "datacreation",
+    "reference_logprobs": "inference",
     "student_training": "finetuning",
     "contamination": "preprocessing",
     "evaluation": "inference",

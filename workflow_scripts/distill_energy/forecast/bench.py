@@ -216,6 +216,32 @@ def answered(job: dict[str, Any], data: Path, vocabulary: int) -> Path:
     return folder
 
 
+def paired(job: dict[str, Any], data: Path, vocabulary: int) -> dict[str, Path]:
+    """Inputs of a training on pairs: made-up answers, and made-up log-probabilities of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ..store.atomic import write_parquet
+    from ..train.pairs import LABELS, SCORES, read_pairs
+
+    work = Path(job["work"])
+    inputs = {"chosen": answered(job, data, vocabulary), "rejected": work / "rejected"}
+    for split in ("train", "validation"):
+        table = pq.read_table(inputs["chosen"] / f"{split}.parquet")
+        rows = table.to_pylist()
+        for row in rows:  # the same prompts, other tokens after them
+            prompt = len(row["prompt_ids"])
+            row["input_ids"][prompt:] = [token - 1 for token in row["input_ids"][prompt:]]
+        write_parquet(inputs["rejected"] / f"{split}.parquet", pa.Table.from_pylist(rows, schema=table.schema))
+        pairs = read_pairs(inputs["chosen"], inputs["rejected"], split, vocabulary)
+        counts = pairs.sequence_labels.reshape(-1, 2)
+        columns = {"id": pa.array(pairs.ids)}
+        columns |= {name: pa.array(-3.0 * counts[:, i]) for i, name in enumerate(SCORES)}
+        columns |= {name: pa.array(counts[:, i]) for i, name in enumerate(LABELS)}
+        write_parquet(work / "reference" / f"{split}.parquet", pa.table(columns))
+    return inputs | {"reference": work / "reference"}
+
+
 def cached(job: dict[str, Any], folder: Path, vocabulary: int, device: str) -> Path:
     """A logit cache of random distributions over a folder's examples, by the project's own writer."""
     import numpy as np
@@ -389,6 +415,41 @@ def take_off(whole: list[dict[str, Any]], fill: list[dict[str, Any]], prompt: in
             window[name] = window[name] - batches * prompt * sum(spent) / tokens if known else None
 
 
+def reference(bench: Bench) -> None:
+    """``reference_logprobs``: batches of pairs through the stage's own pass. Kind ``forward``."""
+    job, params = bench.job, bench.job["params"]
+    with bench.part_of_each("start"):
+        import numpy as np
+        import torch
+
+        from ..models.flops import flops_of_forward
+        from ..models.sources import load_model
+        from ..train.learner import reference_student
+        from ..train.logprobs import MICRO_TOKENS, log_probabilities
+        from ..train.pairs import read_pairs
+        from ..train.processes import device_of
+        from .shapes import shaped
+    device = device_of("cuda" if torch.cuda.is_available() else "cpu", 0)
+    with bench.part_of_each("load"):
+        spec = shaped(params["model"], inputs_of(job))
+        student = reference_student(params, lambda dtype: load_model(spec, {}, dtype, device))
+        bench.facts["parameters"] = parameters(student.lm)
+    vocabulary = spec["config"]["vocab_size"]
+    with bench.phase("data"):
+        made = paired(job, data_of(job, vocabulary, 512), vocabulary)
+        pairs = read_pairs(made["chosen"], made["rejected"], "train", vocabulary)
+    some = pairs.at(np.arange(min(len(pairs), max(1, MICRO_TOKENS // int(pairs.lengths().mean())))))
+    sizes = some.sequences(np.arange(len(some)))
+
+    def batch() -> int:
+        log_probabilities(student, some, Uncounted(), device)
+        return int(sizes.sum())
+
+    bench.repeat("forward", batch, batch=len(some))
+    one = flops_of_forward(student.lm, sizes.tolist(), int(some.label_counts().sum()))
+    bench.facts["flops_per_token"] = {"forward": per(one["flops"], int(sizes.sum()))}
+
+
 def training(bench: Bench) -> None:
     """``student_training``: steps of the stage's own loop. Kinds ``train``, ``forward`` (its evaluations)
     and ``keep`` (the copy of the best weights)."""
@@ -417,9 +478,11 @@ def training(bench: Bench) -> None:
         load_tokenizer({"source": "shaped"}, {})
         batch = params["training"]["batch_size"]
         inputs = {"data": data_of(job, vocabulary, max(96, 4 * batch))}
-        if kind.rows != "data" or kind.samples:
+        if kind.rows != "data":
             inputs["teacher_generation"] = answered(job, inputs["data"], vocabulary)
-        if kind.needs == "teacher_logits":
+        if kind.pairs:
+            inputs |= paired(job, inputs["data"], vocabulary)
+        elif kind.needs == "teacher_logits":
             inputs["teacher_logits"] = cached(job, inputs[kind.rows], vocabulary, device)
     if device == "cpu":
         keep_freed_memory()
@@ -449,12 +512,12 @@ def training(bench: Bench) -> None:
     try:
         bench.repeat("train", step, 0.75, batch=recipe["batch_size"])
         bench.repeat("forward", evaluate, 0.25)
-        lengths_, labels = data.train.lengths(), data.train.label_counts()
+        labels = data.train.label_counts()
         steps = [loop.sampler.batch(i) for i in range(loop.state.step)]
         if loop.live is None:
-            batches = ((lengths_[index], int(labels[index].sum())) for index in steps)
+            batches = ((data.train.sequences(index), int(labels[index].sum())) for index in steps)
             again = bool(recipe["gradient_checkpointing"])
-            one = flops_of_training(learner.student.lm, batches, (), again, learner.adapted)
+            one = flops_of_training(learner.student.lm, batches, (), again, learner.adapted, kind.pairs)
             bench.facts["flops_per_token"] = {"train": per(one.get("flops"), loop.state.tokens)}
         with bench.phase("keep") as kept:  # a copy of the weights at each evaluation that is the best so far
             loop.best.keep(learner, loop.state.step)
@@ -637,6 +700,7 @@ STAGES = {
     "preprocess": preprocess,
     "teacher_logits": logits,
     "teacher_generation": generation,
+    "reference_logprobs": reference,
     "student_training": training,
     "evaluation": evaluation,
 }

@@ -428,6 +428,9 @@ def _break_even(
             saving = base_energy - sum(joules[m.key] for m in members) / len(members)
             why = "earlier runs" if measured else "measured rates"
         else:
+            kinds = {stage for stage, _, _ in teachers}
+            if not kinds <= set(PUBLISHED_SAVING):
+                continue  # of pairs nothing is published, and tokens are no ground: a pair costs two answers
             kind = next(iter(teachers))[0]
             saving = base_energy * _draw(host.rng, PUBLISHED_SAVING[kind], host.draws)
             why = "published savings of {:.0%} to {:.0%}".format(*PUBLISHED_SAVING[kind][::2])

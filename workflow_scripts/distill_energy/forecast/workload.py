@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..models.count import parameter_count
+from ..pipelines import get
 from ..train.budget import GOLD_SHARE, evaluation_rows
 
 Range = tuple[float, float, float]  # low, likely, high
@@ -186,6 +187,7 @@ def workload(spec: Mapping[str, Any], sizes: Sizes) -> Workload:
         "preprocess": _preprocess,
         "teacher_logits": _logits,
         "teacher_generation": _generation,
+        "reference_logprobs": _reference,
         "student_training": _training,
         "contamination": _contamination,
         "evaluation": _evaluation,
@@ -278,6 +280,27 @@ def _generation(base: Workload, spec, sizes: Sizes) -> Workload:
     )
 
 
+def _answers(base: Workload, labels: Mapping[str, Any], sizes: Sizes) -> Range:
+    """Tokens of a prompt with its generated answer."""
+    whole, response = sizes.lengths(labels["dataset"], _data_version(base))
+    prompt = tuple(max(w - r, 1.0) for w, r in zip(whole, response, strict=True))
+    cap = (sizes.config.get("teacher") or {}).get("generation", {}).get("max_new_tokens", 512)
+    cap = (labels.get("hyperparameters") or {}).get("max_new_tokens", cap)
+    return plus(prompt, times(ANSWER, float(cap)))
+
+
+def _reference(base: Workload, spec, sizes: Sizes) -> Workload:
+    """A student's pass over both answers of each pair."""
+    labels = spec["labels"]
+    parameters = sizes.parameters(labels["student"])
+    if parameters is None:
+        return _with(base, unknown=_lacking(labels["student"]))
+    generation = (sizes.config.get("teacher") or {}).get("generation") or {}
+    pairs = float(generation.get("n_prompts") or sizes.config["datasets"][labels["dataset"]]["n_train"])
+    tokens = times(_answers(base, labels, sizes), 2 * pairs)
+    return _with(base, terms=(Term("forward", parameters, tokens),), bytes=(20 * pairs, 60 * pairs, 120 * pairs))
+
+
 def _share_of_steps(training: Mapping[str, Any]) -> Range:
     """Of ``max_steps``: none is spared before the loss could have failed to fall ``patience`` times."""
     patience = 2 if training.get("stop_on_two_rises") else training["patience"]
@@ -291,18 +314,15 @@ def _training(base: Workload, spec, sizes: Sizes) -> Workload:
     if parameters is None:
         return _with(base, unknown=_lacking(student))
     training = spec["params"]["training"]
-    whole, response = sizes.lengths(dataset, _data_version(base))
+    whole = sizes.lengths(dataset, _data_version(base))[0]
     if any(stage == "teacher_generation" for stage, _, _ in base.consumes):
-        prompt = tuple(max(w - r, 1.0) for w, r in zip(whole, response, strict=True))
-        cap = (sizes.config.get("teacher") or {}).get("generation", {}).get("max_new_tokens", 512)
-        cap = (spec["labels"].get("hyperparameters") or {}).get("max_new_tokens", cap)
-        whole = plus(prompt, times(ANSWER, float(cap)))
+        whole = _answers(base, spec["labels"], sizes)
+    kind = (spec["params"].get("pipeline") or {}).get("kind")
     steps = times(_share_of_steps(training), float(training["max_steps"]))
-    tokens = times(times(steps, whole), float(training["batch_size"]))
+    tokens = times(times(steps, whole), training["batch_size"] * (2.0 if kind and get(kind).pairs else 1.0))
     evaluations = times(steps, 1.0 / training["eval_every"])
     validation = float(min(sizes.config["datasets"][dataset]["n_validation"], evaluation_rows(training, GOLD_SHARE)))
     checked = times(times(evaluations, whole), validation)
-    kind = (spec["params"].get("pipeline") or {}).get("kind")
     return _with(
         base,
         terms=(Term("train", parameters, tokens), Term("forward", parameters, checked)),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 Key = tuple[str, str, str]  # stage, name, version
-TEACHER = ("teacher_logits", "teacher_generation")
+#: Stages whose artifacts serve several runs, so that N is counted of them.
+TEACHER = ("teacher_logits", "teacher_generation", "reference_logprobs")
 
 
 class Provenance:

@@ -194,8 +194,10 @@ def flops_of_training(
     evaluated: Iterable[tuple[Sequence[int], int]] = (),
     recomputed: bool = False,
     adapted: bool = False,
+    twice: bool = False,
 ) -> dict[str, Any]:
-    """Of a training: (lengths of the examples, labels) of each batch and of each evaluation.
+    """Of a training: (lengths of the examples, labels) of each batch and of each evaluation. ``twice``: the output
+    layer goes over the labels once more (``kd.losses.dpo``).
 
     With low-rank adapters the frozen weights have no gradient of their own, so that a backward pass costs one forward.
     """
@@ -204,6 +206,7 @@ def flops_of_training(
         return counted(shape, None)
     total = {"forward": 0.0, "backward": 0.0, "recompute": 0.0}
     for lengths, labels in batches:
+        total["recompute"] += shape.output * labels if twice else 0.0
         part = training_flops(shape, sum(lengths), attended_whole(lengths), labels, recomputed)
         for name, value in part.items():
             total[name] += value / 2 if adapted and name == "backward" else value

@@ -42,6 +42,7 @@ class Pipeline:
     rows: str = "data"  # role of the input whose train.parquet it trains on, and whose validation.parquet stops it
     section: type[Section] | None = None  # what ``options`` may hold; None: what the kind reads of it
     samples: bool = False  # a student that another pipeline trained answers the prompts
+    pairs: bool = False  # of the teacher's answers and those of the student from which it starts (with ``samples``)
     live_teacher: bool = False  # the teacher works in each training itself: nothing of it is kept
     loss: str = "ce"  # the file of ``kd/losses/`` whose ``objective`` is minimised
 
@@ -51,6 +52,12 @@ class Pipeline:
         if self.section is not None:
             options = checked(self.kind, self.section, options).model_dump()
         return Settings(raw["kind"], raw.get("alpha"), raw.get("temperature"), options)
+
+    def refuses(self, training: dict[str, Any]) -> str | None:
+        """Why the kind cannot train under these settings, or None."""
+        if self.live_teacher and (training.get("processes") or 1) * (training.get("nodes") or 1) > 1:
+            return f"{self.kind} trains in one process"
+        return None
 
     def lora(self, settings: Settings, training: dict[str, Any]) -> Lora | None:
         """The adapter to train instead of the weights, or None."""

@@ -215,10 +215,10 @@ class _Builder:
             generation["max_new_tokens"] = setting.max_new_tokens
         return {"generation": generation, "max_length": self.config.datasets[dataset].max_length}
 
-    def _sampled(self, kind: Any, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[Input, Input]:
-        """(a student's answers to the prompts, the teacher's distributions over them), as a run's inputs."""
-        options = kind.settings(_own(setting)).options
-        sampler, who = options["sampler"] or self.config.accounting.baseline, options["student"] or student
+    def _sampler(self, setting: Setting, dataset: str, student: str) -> tuple[str, str, StageSpec]:
+        """(pipeline, student, training) of the student that answers the prompts for a setting's runs."""
+        options = self._kind(setting).settings(_own(setting)).options
+        sampler, who = options["sampler"] or self.config.accounting.baseline, options.get("student") or student
         where = f"config.yaml: pipelines.{setting.pipeline}.options"
         if sampler not in self.config.pipelines:
             raise UserError(f"{where}.sampler: {sampler!r} is not one of {', '.join(self.config.pipelines)}")
@@ -227,16 +227,47 @@ class _Builder:
         first = next(settings(sampler, self.config.pipelines[sampler], self.config))
         if self._kind(first).samples:
             raise UserError(f"{where}.sampler: {sampler!r} samples itself")
-        trained = self._training(first, dataset, who, self.config.seeds[0], self.config.teacher.model)
-        name = f"{who}-{dataset}-{sampler}-answers"
+        theirs = self.config.pipelines[sampler]
+        if dataset != (theirs.dataset or dataset):
+            raise UserError(f"{where}.sampler: {sampler!r} trains on data set {theirs.dataset}, not on {dataset}")
+        if who not in (theirs.students or (who,)):
+            raise UserError(f"{where}.sampler: {sampler!r} trains no student {who}")
+        return sampler, who, self._training(first, dataset, who, self.config.seeds[0], self.config.teacher.model)
+
+    def _answers(self, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[str, StageSpec, StageSpec]:
+        """(who answered, its training, its answers to the prompts)."""
+        sampler, who, trained = self._sampler(setting, dataset, student)
         labels = {"teacher": teacher, "dataset": dataset, "student": who, "role": "sampler"}
         params = {"model": {"source": "trained"}, "dtype": self.config.teacher.dtype}
         params |= self._generation(dataset, setting)
         inputs = (trained.as_input("model"), self._data(dataset).as_input("data"))
+        name = f"{who}-{dataset}-{sampler}-answers"
         answers = self._stage("teacher_generation", name, "teacher_generation", params, inputs, labels=labels)
-        name = f"{teacher}-{dataset}-{who}-{sampler}-answers"
-        scored = self._logits(name, teacher, dataset, answers.as_input("data"))
+        return f"{who}-{sampler}", trained, answers
+
+    def _sampled(self, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[Input, Input]:
+        """(a student's answers to the prompts, the teacher's distributions over them), as a run's inputs."""
+        whose, _, answers = self._answers(setting, dataset, student, teacher)
+        scored = self._logits(f"{teacher}-{dataset}-{whose}-answers", teacher, dataset, answers.as_input("data"))
         return answers.as_input("teacher_generation"), scored.as_input("teacher_logits")
+
+    def _paired(self, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[Input, ...]:
+        """The student that a run starts from, the teacher's answers, that student's own, and its log-probabilities of
+        both, as a run's inputs."""
+        whose, trained, rejected = self._answers(setting, dataset, student, teacher)
+        chosen = self._teacher_artifact("teacher_generation", dataset, setting, teacher)
+        inputs = (trained.as_input("model"), chosen.as_input("chosen"), rejected.as_input("rejected"))
+        labels = {"teacher": teacher, "dataset": dataset, "student": student, "role": "sampler"}
+        scored = self._stage(
+            "reference_logprobs",
+            f"{teacher}-{dataset}-{whose}-pairs",
+            "reference_logprobs",
+            # Computed as the training computes, so that its first step starts at no difference.
+            {"model": {"source": "trained"}, "precision": setting.training["precision"]},
+            inputs,
+            labels=labels,
+        )
+        return *inputs, scored.as_input("reference")
 
     def _run(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> None:
         training = self._training(setting, dataset, student, seed, teacher)
@@ -258,17 +289,21 @@ class _Builder:
     def _training(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> StageSpec:
         kind = self._kind(setting)
         needs = kind.needs
+        if why := kind.refuses(setting.training):
+            raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {why}")
+        model = self.model(student)
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
-        if kind.samples:
-            consumes += self._sampled(kind, setting, dataset, student, teacher)
+        if kind.pairs:
+            consumes = [*consumes[-1:], *self._paired(setting, dataset, student, teacher)]
+            model = {"source": "trained"}
+        elif kind.samples:
+            consumes += self._sampled(setting, dataset, student, teacher)
         elif needs:
             consumes.append(self._teacher_artifact(needs, dataset, setting, teacher).as_input(needs))
         if kind.live_teacher:
             consumes += self._model_input(teacher, "teacher")
-            if (setting.training["processes"] or 1) * (setting.training["nodes"] or 1) > 1:
-                raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {setting.kind} trains in one process")
         params: dict[str, Any] = {
-            "model": self.model(student),
+            "model": model,
             "teacher": self.model(teacher) if needs or kind.live_teacher else None,
             "pipeline": _own(setting),
             "training": setting.training,

@@ -24,6 +24,7 @@ CODE = {
     "preprocess_data": ("data", "models/template.py", "models/tiny.py"),
     "teacher_logits": ("teacher/logits.py", "kd/cache", "kd/weights.py", "models/logits.py", "models/pruned.py"),
     "teacher_generation": ("teacher/generation", "models/sources.py", "models/pruned.py"),
+    "reference_logprobs": ("train/logprobs.py", "train/pairs.py", "models/logits.py"),
     "student_training": ("train", "kd/losses", "pipelines", "models/logits.py", "models/pruned.py"),
     "contamination": ("evaluate/contamination.py",),
     "evaluation": ("evaluate", "models/logits.py"),

@@ -11,6 +11,7 @@ RECIPES = {
     "preprocess_data": 2,
     "teacher_logits": 2,
     "teacher_generation": 1,
+    "reference_logprobs": 1,
     "student_training": 1,
     "contamination": 1,
     "evaluation": 1,

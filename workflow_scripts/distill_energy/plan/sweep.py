@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..config.schema import Config
-from ..config.training import Pipeline, Training
+from ..config.training import OPTIONS, Pipeline, Training
 from ..errors import UserError
 
 
@@ -57,15 +57,18 @@ def settings(name: str, pipeline: Pipeline, config: Config) -> Iterator[Setting]
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
             raise UserError(f"config.yaml: pipelines.{name}: {where}: {problem['msg']}") from None
+        options = {key.removeprefix(OPTIONS): value for key, value in chosen.items() if key.startswith(OPTIONS)}
         own = {key: chosen.get(key, getattr(pipeline, key)) for key in ("alpha", "temperature", "max_new_tokens")}
         unswept = {**config.training.model_dump(), **pipeline.training, **{key: getattr(pipeline, key) for key in own}}
+        unswept |= {f"{OPTIONS}{key}": value for key, value in pipeline.options.items()}
         shown = {key: value for key, value in own.items() if value is not None} | chosen
+        shown = {key.removeprefix(OPTIONS): value for key, value in shown.items()}
         yield Setting(
             pipeline=name,
             kind=pipeline.kind,
-            options=dict(pipeline.options),
+            options={**pipeline.options, **options},
             training=training,
             hyperparameters=shown,
-            moved={key: value for key, value in chosen.items() if value != unswept[key]},
+            moved={k.removeprefix(OPTIONS): v for k, v in chosen.items() if k not in unswept or v != unswept[k]},
             **own,
         )

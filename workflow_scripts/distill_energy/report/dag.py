@@ -23,6 +23,8 @@ def _kind(row: Mapping[str, Any]) -> tuple[int, str, str] | None:
         return 0, stage, "Data set" if row["name"].startswith("data-") else "Models"
     if stage in ("teacher_logits", "teacher_generation"):
         return 1, stage, "Teacher logits" if stage == "teacher_logits" else "Teacher generation"
+    if stage == "reference_logprobs":
+        return 2, stage, "Reference log-probabilities"
     if stage == "student_training":
         return 2, stage, f"Training: {pipeline_name(row['pipeline'])}"
     if stage == "evaluation":

@@ -36,6 +36,7 @@ STAGE_COLOURS = {
     "preprocess": PARTS["preprocess"][0],
     "teacher_logits": PARTS["teacher"][0],
     "teacher_generation": "#AA4499",
+    "reference_logprobs": "#882255",
     "student_training": PARTS["student"][0],
     "contamination": "#88CCEE",
     "evaluation": "#B8A900",

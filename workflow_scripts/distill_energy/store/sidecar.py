@@ -29,6 +29,7 @@ STAGES = (
     "preprocess",
     "teacher_logits",
     "teacher_generation",
+    "reference_logprobs",  # of a student that was trained before, over pairs of the teacher's answers and its own
     "student_training",
     "contamination",
     "evaluation",

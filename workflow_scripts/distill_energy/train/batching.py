@@ -86,7 +86,7 @@ class Batch:
     processed: int
     padding: int
     index: np.ndarray
-    lengths: list[int]  # of its examples, tokens
+    lengths: list[int]  # of its sequences, tokens
 
 
 def collate(examples: Examples, index: np.ndarray, pad_id: int, packed: bool, device: str = "cpu") -> Batch:
@@ -96,7 +96,7 @@ def collate(examples: Examples, index: np.ndarray, pad_id: int, packed: bool, de
     keeps them apart (or calls variable-length attention). Else one row an example, padded on the right: no label row
     ever attends to the right, so causal attention needs no padding mask.
     """
-    spans = [(int(examples.offsets[i]), int(examples.offsets[i + 1])) for i in index]
+    spans = [(int(examples.offsets[i]), int(examples.offsets[i + 1])) for i in examples.members(index)]
     lengths = [stop - start for start, stop in spans]
     total, longest = sum(lengths), max(lengths)
     shape = (1, total) if packed else (len(spans), longest)

@@ -11,11 +11,13 @@ from ..errors import UserError
 from ..models.fingerprint import differing, same_tokenizer, tokenizer_hash
 from .batching import Batch, cut_by_tokens
 from .cached_teacher import CachedTeacher
-from .examples import Examples, read_examples, subset
+from .examples import Examples, read_examples
 from .job import Job
+from .pairs import scored_pairs
 
 #: The evaluation rows of every run are the same, whatever its seed.
 EVALUATION_SEED = 0
+PAIRED = ("chosen", "rejected", "reference")  # inputs of a pipeline that learns from pairs
 
 
 class TrainingData:
@@ -30,11 +32,13 @@ class TrainingData:
         pipeline = pipelines.get(job.params["pipeline"]["kind"])
         inputs, rows = job.inputs, pipeline.rows
         identity = tokenizer_hash(tokenizer)
-        self.train = read_examples(inputs[rows] / "train.parquet", vocabulary)
+        if pipeline.pairs:
+            made = [scored_pairs(*(inputs[r] for r in PAIRED), split, vocabulary) for split in ("train", "validation")]
+            self.train, self.own = made
+        else:
+            self.train = read_examples(inputs[rows] / "train.parquet", vocabulary)
+            self.own = None if rows == "data" else read_examples(inputs[rows] / "validation.parquet", vocabulary)
         self.gold = read_examples(inputs["data"] / "validation.parquet", vocabulary)
-        self.own = None
-        if rows != "data":
-            self.own = read_examples(inputs[rows] / "validation.parquet", vocabulary)
         for examples in filter(None, (self.train, self.gold, self.own)):
             made_by = examples.tokenizer_hash
             if made_by is not None and not same_tokenizer(made_by, identity):
@@ -74,7 +78,7 @@ class TrainingData:
     def teacher_rows(self, batch: Batch) -> Any:
         """What the pipeline's loss reads beside the batch."""
         if self.teacher is None:
-            return None
+            return self.train.rows(batch)
         ids = [self.train.ids[i] for i in batch.index]
         return self.teacher.batch(ids, len(batch.labels), self.peers.device)
 
@@ -87,4 +91,4 @@ def _chosen(examples: Examples, count: int) -> Examples:
     if count >= len(examples):
         return examples
     random = np.random.Generator(np.random.PCG64(EVALUATION_SEED))
-    return subset(examples, np.sort(random.permutation(len(examples))[:count]))
+    return examples.at(np.sort(random.permutation(len(examples))[:count]))

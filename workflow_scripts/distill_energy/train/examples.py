@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,26 @@ class Examples:
         """Labels of each example [examples]."""
         total = np.concatenate([[0], np.cumsum(self.labels, dtype=np.int64)])
         return total[self.offsets[1:]] - total[self.offsets[:-1]]
+
+    def members(self, index: np.ndarray) -> np.ndarray:
+        """The sequences that the examples at ``index`` are made of, in order."""
+        return np.asarray(index)
+
+    def sequences(self, index: np.ndarray) -> np.ndarray:
+        """Tokens of each sequence of the examples at ``index``."""
+        return (self.offsets[1:] - self.offsets[:-1])[self.members(index)]
+
+    def terms(self, labels: int, examples: int) -> int:
+        """How many terms the loss over so many labels of so many examples is a mean of."""
+        return labels
+
+    def at(self, index: np.ndarray) -> Examples:
+        """The examples at ``index``, in that order."""
+        return subset(self, index)
+
+    def rows(self, batch: Any) -> Any:
+        """What the loss reads beside a batch of these examples where they hold it."""
+        return None
 
 
 def read_examples(path: str | Path, vocabulary: int, limit: int | None = None) -> Examples:
@@ -82,7 +102,7 @@ def read_examples(path: str | Path, vocabulary: int, limit: int | None = None) -
 
 def subset(examples: Examples, index: np.ndarray) -> Examples:
     """The examples at ``index``, in that order."""
-    spans = [slice(examples.offsets[i], examples.offsets[i + 1]) for i in index]
+    spans = [slice(examples.offsets[i], examples.offsets[i + 1]) for i in examples.members(index)]
     tokens = np.concatenate([examples.tokens[s] for s in spans])
     labels = np.concatenate([examples.labels[s] for s in spans])
     offsets = np.concatenate([[0], np.cumsum([s.stop - s.start for s in spans])]).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..models import ragged
 from ..models.logits import output_layer
 from ..models.packing import check_packing
 from ..models.sources import cast, load_model, load_tokenizer
+from ..pipelines.base import Settings
 from . import sharded
 from .job import Job
 from .optim import ChangeProbe, Plain, TensorByTensor, resolve_precision
@@ -177,6 +179,12 @@ class Learner:
         for name, weight in self.trainable.items():
             sharded.local(weight).copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def reference_student(params: dict[str, Any], load: Callable[[str], Any]) -> Student:
+    """A trained student whose passes are those of a training at ``params["precision"]``; ``load`` takes a dtype."""
+    found = resolve_precision(params["precision"], "cuda" if torch.cuda.is_available() else "cpu")
+    return Student(load(found.weights), pipelines.get("sft"), Settings("sft"), found.autocast)
 
 
 def compile_layers(base: Any) -> None:

@@ -89,9 +89,9 @@ class Loop:
         names = ("learning_rate", "warmup_steps", "max_steps", "schedule")
         return learning_rate(step, *(training[name] for name in names))
 
-    def divisor(self, batch_labels: int, micro_labels: int, micro_batches: int) -> int:
-        """What the sum over a micro-batch's labels is divided by before its gradient is added."""
-        return batch_labels
+    def divisor(self, batch_terms: int, micro_labels: int, micro_batches: int) -> int:
+        """What the sum over a micro-batch is divided by before its gradient is added: the terms of the whole batch."""
+        return batch_terms
 
     def stops(self) -> bool:
         """Whether to stop after an evaluation."""
@@ -133,8 +133,8 @@ class Loop:
         state.stop_reason = state.stop_reason or "max_steps"
         return state
 
-    def _prepare(self, step: int) -> tuple[int, list[tuple[Batch, Any]]]:
-        """Labels of a step's whole batch, and this process's micro-batches with the teacher's rows.
+    def _prepare(self, step: int) -> tuple[int, int, list[tuple[Batch, Any]]]:
+        """Labels of a step's whole batch, terms of its loss, and this process's micro-batches with the teacher's rows.
 
         A function of the step alone; runs in the feed's thread.
         """
@@ -144,26 +144,28 @@ class Loop:
         for piece in data.micro_batches(index[peers.rank :: peers.world], learner.packed_tokens):
             batch = collate(data.train, piece, learner.pad_id, self.training["packing"], peers.device)
             pieces.append((batch, data.teacher_rows(batch)))
-        return int(self.labels[index].sum()), pieces
+        n_labels = int(self.labels[index].sum())
+        return n_labels, data.train.terms(n_labels, len(index)), pieces
 
     def _step(self) -> dict[str, Any]:
         """One optimiser step over this process's share of the batch. Returns its row of the trajectory."""
         state, learner, training, peers = self.state, self.learner, self.training, self.peers
         # Random numbers (dropout) are a function of the step, so that no generator's state needs saving.
         torch.manual_seed((job_seed(self.job.seed, state.step) + peers.rank) % 2**63)
-        n_labels, pieces = self.feed.take(state.step)
+        n_labels, terms, pieces = self.feed.take(state.step)
         if self.live is not None:  # what was made ready are prompts: the student answers them
             n_labels, pieces = self.live.rollout(
                 state.step, self.data.train, pieces, learner.pad_id, training["packing"]
             )
+            terms = n_labels
         sums = torch.zeros(3, dtype=torch.float64, device=peers.device)
         padding = processed = 0
         for number, (batch, teacher) in enumerate(pieces):
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else learner.no_sync():
                 total, ce, kl = learner.module(batch, teacher)
-                # Data-parallel wrappers average gradients over processes; the labels of all of them are the divisor.
-                divisor = self.divisor(n_labels, len(batch.labels), len(pieces) * peers.world)
+                # Data-parallel wrappers average gradients over processes; the terms of all of them are the divisor.
+                divisor = self.divisor(terms, len(batch.labels), len(pieces) * peers.world)
                 (total * (peers.world / divisor)).backward()
             sums += torch.stack([total.detach().double(), ce.double(), kl.double()])
             padding += batch.padding
@@ -172,7 +174,7 @@ class Loop:
         padding, processed, told = peers.reduce_counts(padding, processed, int(self.preemption.asked))
         self.ending = told > 0
         norm = learner.clip(training["gradient_clip"])
-        train_loss, ce, kl, grad_norm = (*(sums / n_labels).tolist(), float(norm))
+        train_loss, (ce, kl), grad_norm = float(sums[0]) / terms, (sums[1:] / n_labels).tolist(), float(norm)
         for name, value in (("loss", train_loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise UserError(
@@ -219,7 +221,7 @@ class Loop:
 
     @torch.no_grad()
     def _mean_loss(self, rows: Any) -> float:
-        """Cross-entropy a label over ``rows`` (examples), shared among the processes."""
+        """Cross-entropy a label over ``rows`` (examples), of pairs the loss a pair, shared among the processes."""
         learner, peers = self.learner, self.peers
         learner.module.eval()
         order = rows.lengths().argsort(kind="stable")[peers.rank :: peers.world]
@@ -232,11 +234,12 @@ class Loop:
             idle = len(part) == 0
             part = rows_or_first(part)
             batch = collate(rows, part, learner.pad_id, self.training["packing"], peers.device)
-            ce, _, _ = learner.module(batch, None, True)
+            beside = rows.rows(batch)
+            loss, _, _ = learner.module(batch, beside, beside is None)
             if not idle:
-                total += ce.double()
+                total += loss.double()
         learner.module.train()
-        return float(peers.reduce(total)) / int(rows.label_counts().sum())
+        return float(peers.reduce(total)) / rows.terms(int(rows.label_counts().sum()), len(rows))
 
     # --- meter ---------------------------------------------------------------------------------------------------
 

@@ -102,8 +102,8 @@ class ReferenceLoop(Loop):
         names = ("learning_rate", "warmup_steps", "max_steps", "schedule")
         return learning_rate(step, *(training[name] for name in names), self.choices.schedule_stretch())
 
-    def divisor(self, batch_labels: int, micro_labels: int, micro_batches: int) -> int:
-        return self.choices.divisor(batch_labels, micro_labels, micro_batches)
+    def divisor(self, batch_terms: int, micro_labels: int, micro_batches: int) -> int:
+        return self.choices.divisor(batch_terms, micro_labels, micro_batches)
 
     def stops(self) -> bool:
         return self.choices.stops(self.state.losses, self.state.stale, self.training["patience"])

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..energy import attempts_of
@@ -180,7 +181,7 @@ def results(loop: Loop, state: State) -> dict[str, Any]:
 def _flops(loop: Loop, state: State) -> dict[str, Any]:
     """Of the whole training: which examples a step saw follows from its number."""
     seen = [rows for rows in (loop.gold, loop.own) if rows is not None] * len(state.losses)
-    evaluated = [(rows.lengths(), int(rows.label_counts().sum())) for rows in seen]
+    evaluated = [(rows.sequences(np.arange(len(rows))), int(rows.label_counts().sum())) for rows in seen]
     if loop.live is not None:  # the lengths are those of the student's own answers, counted as they were made
         parts = loop.live.flops
         if parts is None:
@@ -188,14 +189,15 @@ def _flops(loop: Loop, state: State) -> dict[str, Any]:
         shape = shape_of(loop.learner.student.lm)
         parts = {**parts, "backward": parts["backward"] / (2 if loop.learner.adapted else 1)}
         return counted(shape, {**parts, "evaluation": evaluation_flops(shape, evaluated)})
-    lengths, labels = loop.data.train.lengths(), loop.data.train.label_counts()
+    train, labels = loop.data.train, loop.data.train.label_counts()
     steps = (loop.sampler.batch(step) for step in range(state.step))
     return flops_of_training(
         loop.learner.student.lm,
-        ((lengths[index], int(labels[index].sum())) for index in steps),
+        ((train.sequences(index), int(labels[index].sum())) for index in steps),
         evaluated,
         bool(loop.training["gradient_checkpointing"]),
         loop.learner.adapted,
+        twice=loop.learner.pipeline.pairs,
     )
 
 

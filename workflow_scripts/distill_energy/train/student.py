@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,8 @@ class Student(torch.nn.Module):
         """The causal LM without peft's wrapper (adapter layers stay inside)."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def forward(self, batch: Batch, teacher: Any = None, evaluate: bool = False) -> tuple[Tensor, ...]:
-        """Sums over the micro-batch's labels: (total, cross-entropy, KL); the total is what to differentiate.
-
-        With ``evaluate`` all three are the cross-entropy on the labels, whatever the pipeline.
-        """
+    def states_to(self, batch: Batch, use: Callable[[Tensor, Any, Tensor | None, float | None], Any]) -> Any:
+        """``use`` of the states [labels, H] before the batch's labels, the output layer, its bias and soft-cap."""
         lm = self.lm
         kind = batch.input_ids.device.type
         casting = torch.autocast(kind, dtype=torch.bfloat16) if self.autocast else contextlib.nullcontext()
@@ -52,12 +50,28 @@ class Student(torch.nn.Module):
             bias = head.bias
             if self.scale != 1.0:
                 hidden, bias = hidden * self.scale, None if bias is None else bias * self.scale
-            if evaluate:
-                # Detached: the fused loss makes its gradients as it goes, wherever one is asked for.
-                cap = self.settings.softcap
-                ce = ce_loss(hidden.detach(), head.weight.detach(), batch.labels, bias=bias, softcap=cap).loss
-                return ce, ce, ce
-            parts = self.objective(hidden, head.weight, batch.labels, bias, teacher, self.settings)
+            return use(hidden, head, bias, self.settings.softcap)
+
+    def forward(self, batch: Batch, teacher: Any = None, evaluate: bool = False) -> tuple[Tensor, ...]:
+        """Sums over the micro-batch's labels: (total, cross-entropy, KL); the total is what to differentiate.
+
+        With ``evaluate`` all three are the cross-entropy on the labels, whatever the pipeline.
+        """
+        if evaluate:
+            # Detached: the fused loss makes its gradients as it goes, wherever one is asked for.
+            ce = self.states_to(
+                batch,
+                lambda hidden, head, bias, cap: (
+                    ce_loss(hidden.detach(), head.weight.detach(), batch.labels, bias=bias, softcap=cap).loss
+                ),
+            )
+            return ce, ce, ce
+        parts = self.states_to(
+            batch,
+            lambda hidden, head, bias, cap: self.objective(
+                hidden, head.weight, batch.labels, bias, teacher, self.settings
+            ),
+        )
         kl = parts.kl if parts.kl is not None else torch.full_like(parts.ce, torch.nan)
         return parts.total, parts.ce, kl
 

@@ -12,6 +12,7 @@ from ..style import number
 STAGES = {
     "teacher_logits": "Teacher's cache",
     "teacher_generation": "Teacher's answers",
+    "reference_logprobs": "Reference's log-probabilities",
     "student_training": "Training",
 }
 LACKING = "at measured rates: not measured"
