@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import yaml
 
 from distill_energy.config.load import load_config, parse_config
 from distill_energy.errors import UserError
@@ -64,6 +65,20 @@ def run(smoke, host, name, folder, budget=2.0, **changes):
     job = state._job(found[name], budget) | {"energy": host} | changes
     result = bench.measured(json.loads(json.dumps(job)))
     return result, {row["kind"]: row for row in rows_of(found[name], result, 1e12, None, "test")}
+
+
+@pytest.mark.parametrize("name", ["reference_logprobs/small/demo", "student_training/dpo/small/demo"])
+def test_pairs_are_measured_as_they_are_trained(repo, host, tmp_path, name):
+    data = yaml.safe_load((repo / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+    data["pipelines"]["dpo"] = {"kind": "preference"}
+    config = parse_config(data)
+    found = {c.name: c for c in cases(config, build_plan(config))}
+    result, rows = run((config, found), host, name, tmp_path)
+    assert result["failed"] is None
+    training = {"train", "keep"} if name.startswith("student_training") else set()
+    assert set(rows) == {"forward", "start", "each"} | training
+    assert rows["train" if training else "forward"]["j_per_token"] > 0
+    assert result["facts"]["flops_per_token"]
 
 
 def test_a_configuration_implies_each_shape_once(smoke, repo):

@@ -85,7 +85,8 @@ class Swept(Section):
 
 
 class Pipeline(Swept):
-    """A way to make a student. ``sweep`` expands to one run for each combination of its lists."""
+    """A way to make a student. ``sweep`` expands to one run for each combination of its lists; an option of its kind is
+    swept as ``options.NAME``."""
 
     kind: str
     dataset: str | None = None

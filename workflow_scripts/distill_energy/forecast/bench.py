@@ -233,6 +233,7 @@ def paired(job: dict[str, Any], data: Path, vocabulary: int) -> dict[str, Path]:
             prompt = len(row["prompt_ids"])
             row["input_ids"][prompt:] = [token - 1 for token in row["input_ids"][prompt:]]
         write_parquet(inputs["rejected"] / f"{split}.parquet", pa.Table.from_pylist(rows, schema=table.schema))
+    for split in ("train", "validation"):
         pairs = read_pairs(inputs["chosen"], inputs["rejected"], split, vocabulary)
         counts = pairs.sequence_labels.reshape(-1, 2)
         columns = {"id": pa.array(pairs.ids)}

@@ -18,10 +18,10 @@ COLUMNS = {
     "seconds": "float64",  # cumulative, of the steps and evaluations counted once
     "joules": "float64",  # cumulative gross, of every attempt, evaluation included
     "joules_eval": "float64",  # of which evaluation during training
-    "train_loss": "float64",  # objective's mean over the step's labels, nats a token
+    "train_loss": "float64",  # objective's mean over the step's labels, nats a token; of pairs: nats a pair
     "ce": "float64",  # cross-entropy on the training labels
     "kl": "float64",  # KL(teacher ‖ student) at T, without the factor T²
-    "eval_loss": "float64",  # cross-entropy that stops this pipeline
+    "eval_loss": "float64",  # what stops this pipeline: cross-entropy, of pairs the loss a pair
     "gold_eval_loss": "float64",  # cross-entropy on the data set's own validation answers
     "lr": "float64",
     "grad_norm": "float64",  # before clipping
