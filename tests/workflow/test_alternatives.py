@@ -39,7 +39,7 @@ def alternatives(tmp_path_factory) -> Workflow:
 @pytest.fixture(scope="module")
 def summary(alternatives):
     rows = read_summary(alternatives.folder / "results" / "summary.parquet")
-    return {(r["pipeline"], r["teacher"]): r for r in rows if r["kept"]}
+    return {(r["pipeline"], r["teacher"]): r for r in rows if r["is_kept"]}
 
 
 def test_one_baseline_serves_both_teachers(summary):
