@@ -17,7 +17,7 @@ from distill_energy.errors import UserError
 from distill_energy.kd.cache import CacheSpec, encode_rows, pack, unpack
 from distill_energy.kd.losses.teacher import collate_teacher
 from distill_energy.models.logits import check_logits
-from distill_energy.models.packing import check_packing, leakage
+from distill_energy.models.packing import check_packing, ignores_pads, leakage
 from distill_energy.models.sources import load_model
 from distill_energy.teacher.generation.jobs import Prompt
 from distill_energy.teacher.generation.transformers_engine import TransformersEngine
@@ -76,6 +76,78 @@ CONFIGS = {
     "bloom": ("BloomConfig", {**OLD, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "mamba": ("MambaConfig", {**OLD, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
     "falcon_h1": ("FalconH1Config", {**COMMON, "mamba_d_ssm": 32, "mamba_n_heads": 4, "lm_head_multiplier": 0.5}),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **MULTI,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+        },
+    ),
+    "minicpm3": (
+        "MiniCPM3Config",
+        {
+            **MULTI,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+            "dim_model_base": 8,
+            "scale_depth": 1.4,
+            "scale_emb": 2,
+        },
+    ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        {
+            **COMMON,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "head_dim": 8,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+        },
+    ),
+    "hunyuan": ("HunYuanDenseV1Config", {**COMMON, "head_dim": 8}),
+    "falcon": (
+        "FalconConfig",
+        {**OLD, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False},
+    ),
+    "mpt": ("MptConfig", {**OLD, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            **COMMON,
+            **MOE,
+            "head_dim": 8,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        {**COMMON, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},
+    ),
+    "rwkv": ("RwkvConfig", {**OLD, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}),
+    "gemma4": ("Gemma4TextConfig", {**COMMON, "head_dim": 8, "vocab_size_per_layer_input": V}),
+    "llama4": ("Llama4TextConfig", {**COMMON, "num_local_experts": 2, "intermediate_size_mlp": 48, "head_dim": 8}),
+    "nemotron_h": ("NemotronHConfig", {**COMMON, "head_dim": 8}),
 }
 #: Those whose attention knows where an example begins by its position: packing must be possible.
 PACKS = {
@@ -85,7 +157,11 @@ PACKS = {
 #: Those that mix packed examples, as was seen: packing must be refused.
 LEAKS = {"opt", "bloom", "mamba", "falcon_h1", "gpt_oss"}
 #: Those whose out_proj, one of "all-linear", peft refuses to adapt.
-NO_LORA = {"mamba", "falcon_h1"}
+NO_LORA = {"mamba", "falcon_h1", "nemotron_h"}
+#: Those that pads change: asked one at a time.
+READS_PADS = {"rwkv"}
+#: Those whose base model gives no states: refused by name.
+REFUSED = {"llama4"}
 
 
 def build(name: str):
@@ -190,7 +266,8 @@ def batch_of(rows: Examples, packed: bool) -> Batch:
 @torch.no_grad()
 def test_answers_of_a_padded_batch_are_those_of_the_plain_model(named):
     """Greedy, token by token and without a cache: neither the pads nor the cache decide what is said."""
-    _, model = named
+    name, model = named
+    assert ignores_pads(model) == (name not in READS_PADS)
     for prompt, answer in answers(model):
         said = list(prompt)
         for token in answer:
@@ -208,12 +285,12 @@ def test_the_fused_loss_is_that_of_the_plain_model(named, kind):
     rows = answered(model) if kind == "synthetic" else examples(random)
     pipeline = pipelines.get(kind)
     settings = pipeline.settings({"kind": kind, "alpha": 0.4, "temperature": 2.0})
-    if kind == "lora":
+    if kind == "lora" and name not in REFUSED:
         model = adapted(name, model)
     try:
         student = Student(model, pipeline, settings, autocast=False)
     except UserError as error:
-        assert "not supported" in str(error) and name not in PACKS
+        assert "not supported" in str(error) and name in REFUSED
         return
     teacher = cached(rows, random) if kind == "kd" else None
     expected = dense(model, rows, teacher)
@@ -226,8 +303,6 @@ def test_the_fused_loss_is_that_of_the_plain_model(named, kind):
     except UserError:
         assert name not in PACKS
     for packed in layouts:
-        if not packed and name in ("mamba", "falcon_h1"):
-            continue  # states that run on through padding
         model.zero_grad(set_to_none=True)
         total, _, _ = student(batch_of(rows, packed), teacher)
         assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=2e-4), (name, packed)
@@ -247,7 +322,7 @@ def test_packing_is_allowed_only_where_examples_stay_apart(named):
     try:
         found = leakage(model)
         check_packing(model)
-    except (UserError, TypeError, ValueError, RuntimeError):
+    except (UserError, TypeError, ValueError, RuntimeError, AttributeError):
         assert name not in PACKS, found
     else:
         assert found < 1e-3 and name not in LEAKS
@@ -268,6 +343,10 @@ def test_a_saved_model_is_the_one_that_was_there(named, tmp_path):
 def test_merged_adapters_are_saved_as_they_were_trained(named, tmp_path):
     """Tied embeddings included: what is merged into one weight would change the other."""
     name, model = named
+    if name in REFUSED:
+        with pytest.raises(UserError, match="not supported"):
+            check_logits(model)
+        return
     before = probe_logits(model)
     model = adapted(name, model)
     trained = probe_logits(model)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
+from ..models.packing import ignores_pads
 from ..teacher.generation.jobs import Prompt
 from .batching import by_length, pad
 from .session import THINKING_START, Session
@@ -54,6 +55,8 @@ def generate(
         bos_token_id=session.tokenizer.bos_token_id,
     )
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    if len(prompts) > 1 and not ignores_pads(session.model):
+        batch_rows = 1
     out: dict[int, Completion] = {}
     for number, batch in enumerate(by_length(lengths, session.cache_tokens, batch_rows)):
         ids, mask = pad([prompts[i] for i in batch], session.pad_id, session.device, left=True)

@@ -39,7 +39,8 @@ def logit_rule(config: Any) -> LogitRule:
         return float(value) if value else None
 
     scale = (of("logit_scale") or 1.0) * (of("lm_head_multiplier") or 1.0) / (of("logits_scaling") or 1.0)
-    if (base := of("dim_model_base")) and (width := of("hidden_size")):
+    # transformers' own MiniCPM3 states the same factor in both ways.
+    if (base := of("dim_model_base")) and (width := of("hidden_size")) and not of("logits_scaling"):
         scale *= base / width
     return LogitRule(scale, of("final_logit_softcapping"))
 
@@ -65,9 +66,12 @@ def check_logits(model: Any) -> LogitRule:
     model.eval()
     try:
         own = model(input_ids=ids, use_cache=False).logits[0].float()
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
     finally:
         model.train(training)
+    if hidden is None:
+        raise UserError(f"{type(model).__name__}: its base model gives no states; this architecture is not supported")
+    hidden = hidden[0]
     ours = torch.nn.functional.linear(
         hidden.to(layer.weight.device).float(), layer.weight.float(), None if layer.bias is None else layer.bias.float()
     )

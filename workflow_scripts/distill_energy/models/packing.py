@@ -1,4 +1,4 @@
-"""Whether a model keeps packed examples apart: asked of the model itself, with its attention as it was loaded."""
+"""Whether a model keeps apart packed examples, or pads and a prompt: asked of the model itself, as it was loaded."""
 
 from __future__ import annotations
 
@@ -41,10 +41,46 @@ def check_packing(model: Any) -> None:
     """Raise UserError if packed examples change each other's states."""
     try:
         found = leakage(model)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"training.packing: {type(model).__name__} takes no packed rows ({error})") from None
     if not found <= TOLERANCE.get(model.dtype, LOOSE):
         raise UserError(
             f"training.packing: {type(model).__name__} mixes packed examples (states change by {found:.0%}); set "
             "training.packing: false"
         )
+
+
+@torch.no_grad()
+def ignores_pads(model: Any) -> bool:
+    """Whether pads on the left leave a prompt's next tokens as they are. Recurrent models without a mask (RWKV) read
+    them."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    device = model.get_input_embeddings().weight.device
+    prompt = torch.randint(0, vocabulary, (1, 6), generator=torch.Generator().manual_seed(0)).to(device)
+    padded = torch.cat([prompt[:, :1].expand(1, 3), prompt], 1)
+    training = model.training
+    model.eval()
+    try:
+        alone, beside = (
+            model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=2, do_sample=False, use_cache=True, pad_token_id=0,
+                return_dict_in_generate=True, output_logits=True,
+            ).logits
+            for ids, mask in ((prompt, torch.ones_like(prompt)), (padded, _after(padded, 3)))
+        )  # fmt: skip
+    finally:
+        model.train(training)
+    for one, other in zip(alone, beside, strict=False):
+        change = float((one - other).float().norm() / one.float().norm().clamp_min(1e-12))
+        if not change <= TOLERANCE.get(model.dtype, LOOSE):
+            return False
+        if int(one.argmax()) != int(other.argmax()):
+            break  # from here on they say different things, by rounding
+    return True
+
+
+def _after(ids: torch.Tensor, pads: int) -> torch.Tensor:
+    """The attention mask of rows that begin with ``pads`` pads."""
+    mask = torch.ones_like(ids)
+    mask[:, :pads] = 0
+    return mask

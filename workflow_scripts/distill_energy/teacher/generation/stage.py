@@ -17,7 +17,10 @@ def make_engine(ctx, tokenizer):
 
         device = "auto" if generation.get("tensor_parallel", 1) > 1 else None
         model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
-        return TransformersEngine(model, tokenizer, generation)
+        engine = TransformersEngine(model, tokenizer, generation)
+        if engine.size < generation["batch_size"]:
+            ctx.log(f"{type(model).__name__} reads pads as text: prompts are answered one at a time")
+        return engine
     if generation["engine"] == "vllm":
         from .vllm_engine import VllmEngine, served_model
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...models.packing import ignores_pads
 from ...models.sources import stop_ids
 from .jobs import Prompt, Raw, cut
 
@@ -21,6 +22,8 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.params = params
         self.stops = stop_ids(model, tokenizer)
+        # Where pads would be read as text, one prompt at a time.
+        self.size = params["batch_size"] if params["batch_size"] == 1 or ignores_pads(model) else 1
 
     def _options(self, room: int) -> dict[str, Any]:
         params = self.params
@@ -49,7 +52,7 @@ class TransformersEngine:
         """
         answers: list[Raw] = []
         device = self.model.device
-        size = self.params["batch_size"]
+        size = self.size
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
