@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -71,13 +72,16 @@ def save(
 
 
 def load_latest(
-    folder: Path, log: Callable[[str], None], identity: dict[str, Any], part: int = 0
+    folder: Path, log: Callable[[str], None], identity: dict[str, Any], part: int = 0, last: float = math.inf
 ) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, on the CPU; None if there is none. An unreadable one is passed over.
+    """The newest checkpoint up to step ``last`` that can be read, on the CPU; None if there is none. What cannot be
+    read is passed over.
 
     Raises UserError if the checkpoint belongs to other parameters.
     """
-    for _, path in reversed(checkpoints(folder)):
+    for step, path in reversed(checkpoints(folder)):
+        if step > last:
+            continue
         try:
             expected = path / digest_name(part)
             if expected.exists() and expected.read_text(encoding="ascii") != atomic.sha256(path / part_name(part)):

@@ -40,6 +40,14 @@ class Peers:
         total = self.reduce(torch.tensor(counts, dtype=torch.int64, device=self.device))
         return tuple(total.tolist())
 
+    def least(self, value: int) -> int:
+        """The smallest of the processes' values."""
+        if self.world == 1:
+            return value
+        least = torch.tensor([value], device=self.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        return int(least.item())
+
     def agree(self, decision: bool) -> bool:
         """The leading process's decision, in every process."""
         if self.world == 1:

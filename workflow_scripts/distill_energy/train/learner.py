@@ -14,9 +14,9 @@ from .. import pipelines
 from ..errors import UserError
 from ..kd.losses.ce import choose_kernel
 from ..models import ragged
-from ..models.logits import output_layer
+from ..models.logits import check_logits, logit_rule, output_layer
 from ..models.packing import check_packing
-from ..models.sources import cast, load_model, load_tokenizer
+from ..models.sources import bare_model, cast, load_model, load_tokenizer, model_dtype
 from ..pipelines.base import Settings
 from . import sharded
 from .job import Job
@@ -45,10 +45,9 @@ class Learner:
         self.precision = resolve_precision(precision or training["precision"], peers.device)
         if self.precision.note and peers.leads:
             job.log(self.precision.note)
+        self.split = training.get("sharding") == "full" and peers.world > 1
         torch.manual_seed(job.seed)
-        model = load_model(
-            job.params["model"], job.inputs, dtype=self.precision.weights, device=peers.device, for_training=True
-        )
+        model = self._load()
         self.vocabulary = int(output_layer(model).weight.shape[0])
         self.tokenizer = load_tokenizer(job.params["model"], job.inputs)
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -62,35 +61,54 @@ class Learner:
             enable({"use_reentrant": False})
             if self.adapted:
                 model.enable_input_require_grads()
-        self.student = Student(model, self.pipeline, self.settings, self.precision.autocast)
+        rule = None
+        if self.split:
+            rule = check_logits(self.source) if peers.leads else logit_rule(model.config)
+        self.student = Student(model, self.pipeline, self.settings, self.precision.autocast, rule)
         self._pack()
         if training["compile"]:
             compile_layers(self.student.lm.base_model)
         pad = getattr(self.student.lm.config, "pad_token_id", None)
         self.pad_id = int(pad) if isinstance(pad, int) and 0 <= pad < self.vocabulary else 0
         self.module: Any = self.student
-        self.split = training.get("sharding") == "full" and peers.world > 1
         if peers.world > 1:
             self._distribute()
         self.trainable = {n: p for n, p in self.student.model.named_parameters() if p.requires_grad}
         self._build_optimizer(scale_parameter)
 
+    def _load(self) -> Any:
+        """The student; without weights where they will be split, which rank 0 has in the host's memory (``source``)."""
+        spec, inputs, dtype = self.job.params["model"], self.job.inputs, self.precision.weights
+        if not self.split:
+            return load_model(spec, inputs, dtype=dtype, device=self.peers.device, for_training=True)
+        if self.pipeline.lora(self.settings, self.training) is not None:
+            raise UserError("training.sharding: full does not go with lora (adapters fit in one process)")
+        self.source = (
+            load_model(spec, inputs, dtype=dtype, device="cpu", for_training=True) if self.peers.leads else None
+        )
+        model = cast(bare_model(spec, inputs), model_dtype(dtype)).train()
+        model.config.use_cache = False
+        return model
+
     def _pack(self) -> None:
         """Attention without a mask for packed rows, where there is one. Raises UserError if packed examples mix."""
-        lm = self.student.lm
+        whole = lm = self.student.lm
+        if self.split:
+            lm = sharded.one_of_each_layer(whole.config, model_dtype(self.precision.weights), self.peers.device)
         # A student that samples wants masks and a cache.
         packed = self.training["packing"] and not self.pipeline.live_teacher
         self.ragged = packed and ragged.attend_ragged(lm, self.precision.autocast)
         if self.training["packing"]:
             check_packing(lm)
         self.attention = lm.config._attn_implementation
+        if whole.config._attn_implementation != self.attention:
+            whole.set_attn_implementation(self.attention)
 
     def _distribute(self) -> None:
         """Wrap the student for several processes. The wrapper averages gradients over them."""
         if self.split:
-            if self.adapted:
-                raise UserError("training.sharding: full does not go with lora (adapters fit in one process)")
-            sharded.shard(self.student, torch.device(self.peers.device).type, self.peers.world)
+            sharded.shard(self.student, self.peers.device, self.peers.world, self.source)
+            self.source = None
             return
         self.module = DistributedDataParallel(self.student, forward_sync_buffers=False, gradient_as_bucket_view=True)
 

@@ -319,8 +319,23 @@ class Loop:
         """Which file of a checkpoint is this process's: with whole weights, all of them share rank 0's."""
         return self.peers.rank if self.learner.split else 0
 
+    def _newest_of_all(self) -> dict[str, Any] | None:
+        """The newest checkpoint that every process can read its part of; None if there is none."""
+        last = math.inf
+        while True:
+            found = checkpoint.load_latest(self.checkpoints, self.job.log, self.identity(), self._part(), last)
+            step = -1 if found is None else found["state"]["step"]
+            common, newest = self.peers.least(step), -self.peers.least(-step)
+            if common == newest:
+                return found
+            if self.peers.leads:
+                self.job.log(
+                    f"{self.job.name}: step {newest} is not whole in every process; all go on from an earlier one"
+                )
+            last = common
+
     def _resume(self) -> None:
-        saved = checkpoint.load_latest(self.checkpoints, self.job.log, self.identity(), self._part())
+        saved = self._newest_of_all()
         if saved is None:
             return
         self.state = State.from_dict(saved["state"])

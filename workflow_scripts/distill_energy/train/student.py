@@ -18,19 +18,25 @@ from ..models.ragged import set_sequences
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..models.logits import LogitRule
     from ..pipelines import Pipeline
     from ..pipelines.base import Settings
     from .batching import Batch
 
 
 class Student(torch.nn.Module):
-    """A causal LM with its loss. ``forward`` so that data-parallel wrappers see one call a micro-batch."""
+    """A causal LM with its loss. ``forward`` so that data-parallel wrappers see one call a micro-batch.
 
-    def __init__(self, model: Any, pipeline: Pipeline, settings: Settings, autocast: bool) -> None:
+    ``rule``: of its logits, where that was checked elsewhere.
+    """
+
+    def __init__(
+        self, model: Any, pipeline: Pipeline, settings: Settings, autocast: bool, rule: LogitRule | None = None
+    ) -> None:
         super().__init__()
         self.model = model  # the LM, perhaps wrapped by peft
         self.objective, self.settings, self.autocast = losses.get(pipeline.loss), settings, autocast
-        rule = check_logits(self.lm)
+        rule = rule or check_logits(self.lm)
         self.scale = rule.scale  # of the states, and so of the logits
         self.settings = replace(settings, softcap=rule.cap)
 
