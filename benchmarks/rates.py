@@ -2,7 +2,8 @@
 
     python benchmarks/rates.py [--config config.yaml] [--minutes 8] [--folder DIR] [--json FILE]
 
-Everything runs in a folder of its own (a new temporary one by default). A busy machine makes both sides noisy.
+Everything runs in a folder of its own (a new temporary one by default); the study's words go to study.log there. Ends
+with 1 unless every stage lies in its 90 % interval and the total within 10 %. A busy machine makes both sides noisy.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from distill_energy.config.load import load_config  # noqa: E402
 from distill_energy.forecast.forecast import plan_forecast  # noqa: E402
 from distill_energy.forecast.rates import Rates, measure, read_rates, write_rates  # noqa: E402
 
+WITHIN = 0.1  # of the measured total
 
-def main() -> None:
-    """Measure, forecast, run, compare."""
+
+def main() -> int:
+    """Measure, forecast, run, compare. The exit status: 0 if the forecast was right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=REPO / "config.yaml")
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -41,6 +44,9 @@ def main() -> None:
     if not (folder / "rates.parquet").is_file():
         write_rates(folder / "rates.parquet", measure(config, options.minutes, " ".join(sys.argv)))
     rates = Rates(read_rates(folder / "rates.parquet"), "rates")
+    shares = {(r["stage"], r["model"], r["pipeline"]): json.loads(r["facts"] or "{}") for r in rates.rows}
+    busy = [facts.get("neighbours") or 0.0 for facts in shares.values()]
+    print(f"others kept {max(busy):.0%} of the processors busy at most, {sum(busy) / len(busy):.0%} on average")
     print(f"rates in {time.monotonic() - begin:.0f} s, load average {load:.1f} before, {os.getloadavg()[0]:.1f} after")
     before = plan_forecast(config, folder / "nothing yet", rates=rates)
     print(f"forecast: {before.basis}")
@@ -49,7 +55,12 @@ def main() -> None:
     command = [Path(sys.executable).with_name("snakemake"), "--cores", "all", "results/ledger.parquet"]
     command += ["--quiet", "all", "--snakefile", REPO / "Snakefile", "--directory", folder]
     command += ["--configfile", options.config.resolve()]
-    subprocess.run(list(map(str, command)), check=True)
+    print(f"the study runs, its words in {folder / 'study.log'}", flush=True)
+    with open(folder / "study.log", "ab") as log:
+        done = subprocess.run(list(map(str, command)), stdout=log, stderr=log, check=False)
+    if done.returncode:
+        print(f"the study ended with {done.returncode}: {folder / 'study.log'}", file=sys.stderr)
+        return 2
     print(f"study in {time.monotonic() - begin:.0f} s, load average {os.getloadavg()[0]:.1f} after")
 
     rows = read_ledger(folder / "results" / "ledger.parquet")[0]
@@ -67,8 +78,16 @@ def main() -> None:
         table.append({"stage": row["stage"], "low_wh": low, "likely_wh": likely, "high_wh": high, "inside": inside})
         table[-1] |= {"measured_wh": None if real is None else 1e3 * real, "error": error}
     if options.json:
-        options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
+        told = {"stages": table, "executions": after.executions}
+        options.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    wrong = [row["stage"] for row in table if not row["inside"]]
+    error = table[-1]["error"]
+    close = error is not None and abs(error) <= WITHIN
+    total = "is not known" if error is None else f"is {error:+.1%}, {'' if close else 'not '}within {WITHIN:.0%}"
+    said = f"outside: {', '.join(wrong)}" if wrong else "every stage is inside"
+    print(f"\nverdict: {said}; the total {total}")
+    return 0 if close and not wrong else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

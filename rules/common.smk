@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
+
 SCRIPTS = Path(workflow.basedir) / "workflow_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -38,9 +41,8 @@ wildcard_constraints:
 try:
     for path in workflow.configfiles:
         read_yaml(path)  # what YAML takes silently, such as a key given twice
-    settings = parse_config(
-        config, ", ".join(map(str, workflow.configfiles)) or "config"
-    )
+    origin = ", ".join(map(str, workflow.configfiles)) or "config"
+    settings = parse_config(config, origin)
     grid = settings.energy.grid
     if grid.country or grid.region:  # a wrong one is said before anything is measured
         co2e(None, country=grid.country, region=grid.region)
@@ -52,6 +54,16 @@ try:
         )
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+
+def said_once(record, said=[]):
+    """A filter of log records: Snakemake prints its statistics before and after a dry run."""
+    if getattr(record, "event", None) == LogEvent.RUN_INFO:
+        said.append(record)
+    return len(said) < 2 or record is not said[-1]
+
+
+logger.addFilter(said_once)
 
 # The environment of every job under --sdm conda: cpu (default) or cuda.
 ENVIRONMENT = f"../envs/{os.environ.get('DISTILL_ENERGY_ENV', 'cpu')}.yaml"

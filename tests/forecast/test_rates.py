@@ -292,6 +292,34 @@ def test_neighbours_are_seen_and_widen_what_a_rate_says():
     assert spread[1] > 0.5
 
 
+def test_a_case_has_the_threads_of_a_stage_whatever_the_shell_says(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    config, found = smoke
+    state = _Run(config, tmp_path, time.monotonic() + 4, UNHEARD, cores=2)
+    result = state.run(found["teacher_logits/big/demo"], 1)
+    assert result["failed"] is None
+    assert result["facts"]["threads"] == 2  # snakemake --cores 2 gives a stage two
+
+
+def test_cores_that_are_not_there_are_refused(smoke):
+    with pytest.raises(UserError, match="--cores 100000"):
+        measure(smoke[0], 1.0, "", UNHEARD, cores=100_000)
+
+
+def test_time_that_is_stated_is_spent_at_the_power_of_the_long_windows(smoke, tmp_path):
+    """A window too short for the sensor's steps tells little of the power."""
+    config, _ = smoke
+    rows = [
+        rate("evaluation", "forward", 0.1, 40.0, watts=4.0, seconds=20.0),
+        rate("evaluation", "generate", 0.8, 10.0, watts=80.0, seconds=0.02),
+        rate("evaluation", "start", None, None, seconds=1.0),
+    ]
+    result = plan_forecast(config, tmp_path, rates=Rates(rows))
+    row = next(row for row in result.executions if row["stage"] == "evaluation" and row["student"] == "small")
+    assert row["likely_kwh"] * 3.6e6 / row["seconds"] < 6.0
+
+
 def test_bad_minutes_are_refused(smoke):
     with pytest.raises(UserError, match="minutes"):
         measure(smoke[0], 0.0, "", UNHEARD)

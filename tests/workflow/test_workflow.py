@@ -194,6 +194,7 @@ def test_removed_sidecar_is_restored_without_measuring_again(clone):
         (lambda d: d["training"].update(stepz=1), "training.stepz: unknown key"),
         (lambda d: d["teacher"].update(model="gpt"), "teacher.model: 'gpt' is not one of"),
         (lambda d: d["training"].update(max_steps=-1), "training.max_steps"),
+        (lambda d: d["pipelines"]["kd"].update(kind="dk"), "tiny.yaml: pipelines.kd.kind: 'dk' is not one of"),
     ],
 )
 def test_bad_configuration_stops_before_any_job(clone, change, says):
@@ -202,6 +203,14 @@ def test_bad_configuration_stops_before_any_job(clone, change, says):
     assert done.returncode != 0
     assert says in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_prints_its_statistics_once(clone):
+    clone.edit(lambda d: d["seeds"].append(1))
+    said = clone.run("--dry-run")
+    text = said.stdout + said.stderr
+    assert text.count("Job stats:") == 1
+    assert "This was a dry-run" in text
 
 
 def test_resources_on_the_command_line_do_not_lift_the_meter_limit(clone):

@@ -97,9 +97,11 @@ def parse_config(data: Any, origin: str = "config.yaml") -> Config:
         raise UserError(f"{origin}: expected keys and values, found {type(data).__name__}")
     check_values(data, origin)
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{origin}: {_problem(error)}{allowed_keys(error)}") from None
+    config._origin = origin
+    return config
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from .base import Section
 from .evaluation import Evaluation
@@ -131,6 +131,8 @@ class Accounting(Section):
 class Config(Section):
     """The whole configuration."""
 
+    _origin: str = PrivateAttr("config.yaml")
+
     experiment: str | None = Field(
         None,
         description="name of the study: its answer lies in results/experiments/NAME, artifacts are shared by version; "
@@ -163,6 +165,11 @@ class Config(Section):
         description="folder outside results/, or URL (s3://bucket/prefix, gs://…, file://…), in which teacher "
         "artifacts live and their consumers register",
     )
+
+    @property
+    def origin(self) -> str:
+        """The file that it was read from, for messages."""
+        return self._origin
 
     @field_validator("models", "datasets", "pipelines")
     @classmethod

@@ -729,6 +729,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
             memory = memory or "can't allocate memory" in str(error)
             failed = " ".join(str(error).split())[:200]
         bench.facts["neighbours"] = neighbours.share()
+        bench.facts["threads"] = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     if bench.facts["neighbours"] > QUIET:
         bench.notes.append(f"others kept {bench.facts['neighbours']:.0%} of the processors busy")
     from ..energy.host import describe_hardware, describe_software

@@ -41,7 +41,7 @@ DRIFT, ANOTHER = 0.06, 0.04  # of a measured rate (in logarithms), shared by all
 LIBRARIES: Range = (0.9, 1.2, 2.5)
 WARM: Range = (0.01, 0.04, 0.15)
 WORKER = "worker"  # the execution that a warm process's start is
-EACH: Range = (0.85, 1.0, 1.3)  # what an execution adds, of what was measured: caches of the disk, cold or warm
+EACH: Range = (0.65, 0.95, 1.3)  # what an execution adds, of what was measured: caches of the disk, cold or warm
 LARGE = 1e9  # parameters from which reading the weights counts
 DISK: Range = (3e8, 1e9, 3e9)  # bytes/s at which weights are read, which a trial with random ones does not
 #: Savings of the student's training energy by distilling, as published (1B and 13B): used where nothing is measured.
@@ -202,7 +202,9 @@ def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str], w
     if whole & set(parts):
         row, noise = found.kinds["benchmarks"], host.noise((*case, "benchmarks"), math.hypot(ANOTHER, found.disturbed))
         joules, seconds = joules + row["joules"] * noise, seconds + row["seconds"] * noise
-    power = [row["watts"] for row in found.kinds.values() if row["watts"] and row["tok_s"]]
+    known = [row for row in found.kinds.values() if row["watts"] and row["tok_s"]]
+    timed = math.fsum(row.get("seconds") or 1.0 for row in known)  # a short window's watts are the least sure
+    power = math.fsum(row["watts"] * (row.get("seconds") or 1.0) for row in known) / timed if timed else None
     for name, (terms, extra) in parts.items():
         if name in whole:
             continue
@@ -211,7 +213,7 @@ def _rated(work: Workload, host: _Host, rates: Rates, data: Mapping[str, str], w
             joules, seconds = joules + spent, seconds + took
         if extra[2] > 0:
             row = found.kinds.get(name)
-            mean = row["watts"] if row is not None else math.fsum(power) / len(power) if power else None
+            mean = row["watts"] if row is not None else power
             took = _draw(host.rng, _timed(extra), host.draws, host.fixed)
             joules = joules + took * (host.watts if mean is None else mean * host.drift)
             seconds = seconds + took

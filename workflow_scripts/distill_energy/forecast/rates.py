@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -46,6 +47,7 @@ NEIGHBOURS = 1.5  # of a rate's logarithm, where others kept all processors busy
 OVERTIME = 0.2  # of the minutes that were asked for, before cases are left out
 #: Parameters that two shapes may differ by and still be one.
 SAME_SHAPE = 0.02
+THREADS = (*(f"{name}_NUM_THREADS" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")), "VECLIB_MAXIMUM_THREADS")
 FIXED = ("start", "each")  # kinds of an execution's own, whatever its tokens
 PRESETS = Path(__file__).with_name("presets")
 
@@ -94,18 +96,23 @@ def measure(
     log: Callable[[str], None] = print,
     only: Sequence[str] = (),
     each: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+    cores: int | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``rates.parquet``: every case of a configuration, each in a process of its own, in ``minutes`` or so.
 
     ``only``: stages to measure, beside what they need (prerun, preprocess); none: all. ``each`` gets the rows so far
-    after every case. What cannot be measured here is a row with its reason. Raises UserError if ``minutes`` is not
-    above 0, or ``only`` names what is no stage.
+    after every case. ``cores``: threads of a case, as ``snakemake --cores`` gives a stage; None: all. What cannot be
+    measured here is a row with its reason. Raises UserError if ``minutes`` is not above 0, ``only`` names what is no
+    stage, or ``cores`` are more than there are.
     """
     if wrong := set(only) - set(STAGES):
         raise UserError(f"--only {min(wrong)}: is not one of {', '.join(STAGES)}")
     if not minutes > 0:
         raise UserError(f"--minutes {minutes:g}: must be above 0")
     hardware = describe_hardware()
+    cores = hardware.cores if cores is None else cores
+    if not 0 < cores <= hardware.cores:
+        raise UserError(f"--cores {cores}: this host has 1 to {hardware.cores}")
     sizes = Sizes(config.model_dump(mode="json"))
     memory = [gpu.memory_bytes for gpu in hardware.gpus if gpu.memory_bytes]
     size = min(memory) if memory else hardware.ram_bytes
@@ -115,7 +122,7 @@ def measure(
         todo = cases(config, build_plan(config, str(Path(folder) / "plan")))
         if only:
             todo = [case for case in todo if case.stage in (*only, "prerun", "preprocess")]
-        state = _Run(config, Path(folder), time.monotonic() + 60 * minutes, log)
+        state = _Run(config, Path(folder), time.monotonic() + 60 * minutes, log, cores)
         for number, case in enumerate(todo):
             count = sizes.parameters(case.model)
             reason = None
@@ -140,8 +147,12 @@ def measure(
 class _Run:
     """Runs cases one after the other, and keeps what later ones read."""
 
-    def __init__(self, config: Config, folder: Path, deadline: float, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, folder: Path, deadline: float, log: Callable[[str], None], cores: int = 1
+    ) -> None:
         self.config, self.folder, self.deadline, self.log = config, folder, deadline, log
+        # What Snakemake sets for a job: a shell's own setting would measure other work than the study's.
+        self.environment = os.environ | dict.fromkeys(THREADS, str(cores))
         self.overhead, self.overtime = OVERHEAD_S, OVERTIME * max(deadline - time.monotonic(), 0.0)
         self.idle: dict[str, Any] | None = None
         self.matmul: float | None = None
@@ -170,7 +181,10 @@ class _Run:
         (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
         arguments = [sys.executable, "-m", f"{__package__}.bench", str(work / "job.json"), str(work / "result.json")]
         limit = 3 * budget + 4 * self.overhead + 60
-        with open(work / "log", "wb") as stream, subprocess.Popen(arguments, stdout=stream, stderr=stream) as child:
+        with (
+            open(work / "log", "wb") as stream,
+            subprocess.Popen(arguments, stdout=stream, stderr=stream, env=self.environment) as child,
+        ):
             try:
                 child.wait(limit)
             except subprocess.TimeoutExpired:
@@ -473,6 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("rates.parquet"), help="where they are written")
     parser.add_argument("--minutes", type=float, default=10.0, help="about how long it may take")
     parser.add_argument("--only", nargs="+", default=(), metavar="STAGE", help="these stages alone")
+    parser.add_argument("--cores", type=int, metavar="N", help="as the study's snakemake --cores N; all by default")
     options = parser.parse_args(arguments)
     command = shlex.join(["distill-energy", "rates", *(sys.argv[2:] if arguments is None else arguments)])
     try:
@@ -484,6 +499,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lambda text: print(text, flush=True),
             options.only,
             lambda rows: write_rates(options.out, rows),  # what is measured is kept if this is ended
+            options.cores,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

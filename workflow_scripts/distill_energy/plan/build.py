@@ -219,7 +219,7 @@ class _Builder:
         """(pipeline, student, training) of the student that answers the prompts for a setting's runs."""
         options = self._kind(setting).settings(_own(setting)).options
         sampler, who = options["sampler"] or self.config.accounting.baseline, options.get("student") or student
-        where = f"config.yaml: pipelines.{setting.pipeline}.options"
+        where = f"{self.config.origin}: pipelines.{setting.pipeline}.options"
         if sampler not in self.config.pipelines:
             raise UserError(f"{where}.sampler: {sampler!r} is not one of {', '.join(self.config.pipelines)}")
         if who not in self.config.students:
@@ -281,16 +281,16 @@ class _Builder:
             kind.settings(_own(setting))
             return kind
         except KeyError as error:
-            where = f"config.yaml: pipelines.{setting.pipeline}.kind"
+            where = f"{self.config.origin}: pipelines.{setting.pipeline}.kind"
             raise UserError(f"{where}: {error.args[0]}{meant(setting.kind, kinds())}") from None
         except UserError as error:
-            raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {error.args[0]}") from None
+            raise UserError(f"{self.config.origin}: pipelines.{setting.pipeline}: {error.args[0]}") from None
 
     def _training(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> StageSpec:
         kind = self._kind(setting)
         needs = kind.needs
         if why := kind.refuses(setting.training):
-            raise UserError(f"config.yaml: pipelines.{setting.pipeline}: {why}")
+            raise UserError(f"{self.config.origin}: pipelines.{setting.pipeline}: {why}")
         model = self.model(student)
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
         if kind.pairs:

@@ -56,7 +56,7 @@ def settings(name: str, pipeline: Pipeline, config: Config) -> Iterator[Setting]
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
-            raise UserError(f"config.yaml: pipelines.{name}: {where}: {problem['msg']}") from None
+            raise UserError(f"{config.origin}: pipelines.{name}: {where}: {problem['msg']}") from None
         options = {key.removeprefix(OPTIONS): value for key, value in chosen.items() if key.startswith(OPTIONS)}
         own = {key: chosen.get(key, getattr(pipeline, key)) for key in ("alpha", "temperature", "max_new_tokens")}
         unswept = {**config.training.model_dump(), **pipeline.training, **{key: getattr(pipeline, key) for key in own}}
