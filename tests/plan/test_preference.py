@@ -9,6 +9,7 @@ from distill_energy.config import parse_config
 from distill_energy.errors import UserError
 from distill_energy.forecast.workload import Sizes, workload
 from distill_energy.plan import build_plan
+from distill_energy.stage import gpus_of
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def test_it_starts_from_the_baseline_and_reuses_what_others_have(data):
         assert (by_role[role].stage, by_role[role].name, by_role[role].version) in shared
     scored = plan.spec("reference_logprobs", by_role["reference"].name, by_role["reference"].version)
     assert {i.role for i in scored.consumes if i.hashed} == {"model", "chosen", "rejected"}
+    assert gpus_of(scored) == 1
     assert run.params["model"] == {"source": "trained"} and run.params["teacher"]["source"] == "random"
 
 

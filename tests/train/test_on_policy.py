@@ -133,6 +133,7 @@ def test_it_plans_no_teacher_artifact(configuration):
     [
         ({"options": {"beta": 2}}, "pipelines.on_policy: pipeline on_policy: options.beta"),
         ({"options": {"lambda": 1}}, "options.lambda"),
+        ({"options": {"engine": "vllm"}}, "options.engine: Value error, vllm is not for on_policy: it holds weights"),
         ({"training": {"processes": 2}}, "pipelines.on_policy: on_policy trains in one process"),
     ],
 )

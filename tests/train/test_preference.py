@@ -17,6 +17,7 @@ from distill_energy.stage import StageContext
 from distill_energy.train import logprobs
 from distill_energy.train.loop import Loop
 from distill_energy.train.pairs import read_pairs, scored_pairs
+from distill_energy.train.processes import available
 
 from .tiny import ENERGY, VOCABULARY, CountingMeter, params, run, write_rows
 
@@ -189,6 +190,18 @@ def test_micro_batches_change_nothing(tmp_path, pairs, micro):
     for a, b in zip(whole, cut, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(available("cpu") < 2, reason="one processor core")
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_processes_train_on_pairs_as_one_does(tmp_path, pairs, sharding):
+    changes = {"max_steps": 4, "eval_every": 2, "micro_batch_size": 1}
+    one = run(tmp_path / "a", preference(**changes), pairs.inputs)[1]
+    two = run(tmp_path / "b", preference(processes=2, sharding=sharding, **changes), pairs.inputs)[1]
+    for key in ("train_loss", "ce", "eval_loss", "gold_eval_loss", "loss_tokens"):
+        a, b = ([r[key] for r in rows if r[key] is not None] for rows in (one, two))
+        assert a == pytest.approx(b, rel=1e-3), key
 
 
 def test_a_resumed_training_is_one_that_was_not_ended(tmp_path, pairs, monkeypatch):

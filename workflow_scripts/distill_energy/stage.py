@@ -139,7 +139,7 @@ def gpus_of(spec: StageSpec) -> int | None:
     if spec.stage == "student_training":
         return params.get("training", {}).get("processes") or 1
     # What runs on the CPU is metered with one: its host waits for it.
-    return 1 if spec.stage in ("preprocess", "contamination", "evaluation") else None
+    return 1 if spec.stage in ("preprocess", "contamination", "evaluation", "reference_logprobs") else None
 
 
 @contextlib.contextmanager

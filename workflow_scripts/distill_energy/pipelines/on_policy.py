@@ -8,9 +8,9 @@ and no N*: its energy is each run's own, and the comparison is campaign against 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..config.base import Section
 from .base import Pipeline, Settings
@@ -24,6 +24,17 @@ class OnPolicyOptions(Section):
     max_new_tokens: int = Field(64, gt=0)
     sampling_temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    engine: Literal["transformers"] = "transformers"
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _samples_here(cls, value: Any) -> Any:
+        if value == "vllm":
+            raise ValueError(
+                "vllm is not for on_policy: it holds weights of its own in another process, and the student's change "
+                "in every step (docs/alternatives.md)"
+            )
+        return value
 
 
 class OnPolicy(Pipeline):
