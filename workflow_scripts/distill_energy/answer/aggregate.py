@@ -155,15 +155,17 @@ def judge(
     config: Mapping[str, Any] | None = None,
     plan_labels: Mapping[str, Mapping[str, Any]] | None = None,
     others: Sequence[Sequence[str]] = (),
+    ask: bool = False,
 ) -> tuple[Study, list[Problem]]:
     """The study of the sidecars under ``roots`` and the problems found. ``others``: artifacts that other studies in the
-    same folder list (see ``experiments``)."""
+    same folder list (see ``experiments``). ``ask``: hours of the grid that the first root lacks are asked for.
+    """
     rows, problems = collect_rows([Path(r) for r in roots], plan_labels)
     listed = load_current(current)
     if listed is not None:
         mark_elsewhere(rows, others, listed)
     problems += mark_current(rows, listed)
-    apply_grid(rows, (config or {}).get("energy"))
+    apply_grid(rows, (config or {}).get("energy"), Path(roots[0]) / "grid", ask)
     return study(rows, Options.from_config(config)), problems
 
 
@@ -185,7 +187,7 @@ def main(
     own = Path(out["ledger"]).parent  # its warm processes were measured there
     others = listed_elsewhere(own, lambda folder: read_options(folder / "ledger.parquet"))
     found, problems = judge(
-        [results_root, own, *roots], current=current, config=config, plan_labels=plan_labels, others=others
+        [results_root, own, *roots], current=current, config=config, plan_labels=plan_labels, others=others, ask=True
     )
     rows, summary = list(found.rows), summary_of(found)
     for problem in problems:

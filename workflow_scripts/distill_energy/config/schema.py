@@ -26,12 +26,22 @@ class Grid(Section):
         "when its joules were spent",
     )
 
+    electricity_maps: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$",
+        description="zone of Electricity Maps, such as FR or US-CAL-CISO: each run is weighted by when its joules were "
+        "spent; the token is ELECTRICITY_MAPS_TOKEN of the environment. Where it gives no figure, the country or the "
+        "number stands in, and the ledger says why",
+    )
+
     @model_validator(mode="after")
     def _number_has_source(self) -> "Grid":
         if self.g_per_kwh is not None and not self.source:
             raise ValueError("g_per_kwh needs a source")
         if self.series is not None and (self.g_per_kwh is not None or self.country is not None):
             raise ValueError("series stands alone: remove country and g_per_kwh")
+        if self.series is not None and self.electricity_maps is not None:
+            raise ValueError("give one of series and electricity_maps")
         return self
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ..energy.co2 import co2e
 from ..errors import UserError
 from ..store.sidecar import POWER_NAME
+from .electricity_maps import Hours, Unanswered, hour_of
 
 #: Where no country and no number is configured: better than nothing, and said to be no more than that.
 WORLD_G_PER_KWH = 475.0
@@ -100,10 +101,14 @@ def spent_over_time(folder: str | Path) -> tuple[list[float], list[float]]:
     return times, weights
 
 
-def apply_grid(rows: list[dict[str, Any]], energy: Mapping[str, Any] | None) -> None:
+def apply_grid(
+    rows: list[dict[str, Any]], energy: Mapping[str, Any] | None, kept: str | Path | None = None, ask: bool = False
+) -> None:
     """Set ``co2e_g``, ``pue``, ``intensity_g_per_kwh`` and ``grid_source`` of each row from the configuration's
     ``energy`` section; rows stay as their sidecars say where there is none. By a series a row whose joules it does not
-    cover has no grams, for the reason in ``grid_source``."""
+    cover has no grams, for the reason in ``grid_source``. Hours of Electricity Maps lie in the folder ``kept``; with
+    ``ask`` those that are missing are asked for. A row without falls back, and ``grid_source`` says why.
+    """
     if energy is None:
         return
     grid = energy.get("grid") or {}
@@ -112,8 +117,15 @@ def apply_grid(rows: list[dict[str, Any]], energy: Mapping[str, Any] | None) -> 
     series = read_series(grid["series"]) if grid.get("series") else None
     if series is None and not any(value is not None for value in given.values()):
         given, source = {"intensity": WORLD_G_PER_KWH}, WORLD
+    service = _Service(grid.get("electricity_maps"), kept, rows, ask)
+    fallback = (given, source)
     for row in rows:
-        if series is not None:
+        given, source = fallback
+        if service.zone:
+            mean, said = service.mean(row["path"])
+            if mean is not None:
+                given, source = {"intensity": mean}, said
+        elif series is not None:
             mean = series.mean(*spent_over_time(row["path"])) if row["path"] else None
             if mean is None:
                 why = f"{series.source} does not cover when it ran"
@@ -121,9 +133,35 @@ def apply_grid(rows: list[dict[str, Any]], energy: Mapping[str, Any] | None) -> 
                 continue
             given, source = {"intensity": mean}, series.source
         found = co2e(row["total_j"], pue=energy.get("pue", 1.0), intensity_source=source, **given)
+        if service.zone and said is not source:
+            found = found.model_copy(update={"source": f"{found.source} ({said})"})
         row |= {
             "co2e_g": found.g,
             "pue": found.pue,
             "intensity_g_per_kwh": found.intensity_g_per_kwh,
             "grid_source": found.source,
         }
+
+
+class _Service:
+    """Electricity Maps for the rows of a ledger. One refusal is enough: it is not asked again for each row."""
+
+    def __init__(self, zone: str | None, kept: str | Path | None, rows: Sequence[Mapping[str, Any]], ask: bool) -> None:
+        self.zone, self.refused = zone, None
+        if not zone:
+            return
+        self.hours = Hours(zone, kept if kept is not None else ".")
+        self.spent = {row["path"]: spent_over_time(row["path"]) if row["path"] else ([], []) for row in rows}
+        if ask:
+            try:
+                self.hours.fetch(hour_of(t) for times, _ in self.spent.values() for t in times)
+            except Unanswered as error:
+                self.refused = str(error)
+
+    def mean(self, path: str | None) -> tuple[float | None, str]:
+        """(g/kWh, source), or (None, why not)."""
+        try:
+            return self.hours.mean(*self.spent[path])
+        except Unanswered as error:
+            why = self.refused if self.refused and self.spent[path][0] else error
+            return None, f"Electricity Maps, {self.zone}: {why}"
