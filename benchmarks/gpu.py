@@ -31,7 +31,8 @@ import torch
 from transformers import AutoModelForCausalLM, Olmo2Config
 
 import distill_energy.train.learner as learner_module
-from distill_energy.config.training import Training
+from distill_energy.config.params import TrainingParams
+from distill_energy.config.sources import Logits
 from distill_energy.energy import Meter, MeterConfig
 from distill_energy.kd.cache.codec import pack
 from distill_energy.kd.cache.encode import encode_rows, uniforms
@@ -164,7 +165,7 @@ def write_data(folder: Path, scale: Scale) -> dict[str, Path]:
         columns["loss_mask"] = pa.array(masks, pa.list_(pa.uint8()))
         write_parquet(folder / "data" / f"{name}.parquet", pa.table(columns))
     examples = load_examples(folder / "data" / "train.parquet")
-    spec = CacheSpec.from_params({"method": "head_tail", "head": 32, "tail": 64, "seed": 0}, scale.vocabulary)
+    spec = CacheSpec.of(Logits(head=32, tail=64), scale.vocabulary)
     (folder / "cache").mkdir()
     names = ("model", "teacher_sha256", "template_sha256", "data_sha256")
     provenance = {**dict.fromkeys(names, "random"), "dtype": "bfloat16"}
@@ -195,8 +196,7 @@ class Product:
         pipeline = {"kind": kind, "options": {}}
         if kind == "kd":
             pipeline |= {"alpha": 0.5, "temperature": temperature}
-        params = {"model": {"source": "random"}, "pipeline": pipeline, "seed": 0}
-        params["training"] = Training.model_validate(recipe).model_dump(mode="json")
+        params = TrainingParams(model={"source": "random"}, pipeline=pipeline, training=recipe, seed=0)
         work = Path(tempfile.mkdtemp())
         job = Job(params, inputs, work, NoMeter(), lambda message: None, peers=Peers(device=DEVICE))
         self.loop = Loop(job)
@@ -213,7 +213,7 @@ class Product:
         rows = (self.loop.sampler.batch(step) for step in steps)
         batches = ((lengths[index], int(labels[index].sum())) for index in rows)
         learner = self.loop.learner
-        again = bool(learner.training["gradient_checkpointing"])
+        again = learner.training.gradient_checkpointing
         found = flops_of_training(learner.student.lm, batches, (), again, learner.adapted)
         return found["flops"] - found["flops_recompute"]  # model FLOPs: work that a step needs
 
@@ -358,7 +358,7 @@ def run_teacher(size: str, n: int) -> dict[str, dict[str, Any]]:
     examples = Examples([f"e{i}" for i in range(n)], tokens, labels)
     model = random_model(size, torch.bfloat16).eval()
     teacher = Teacher(model, 0)
-    spec = CacheSpec.from_params({"method": "head_tail", "head": 32, "tail": 64, "seed": 0}, scale.vocabulary)
+    spec = CacheSpec.of(Logits(head=32, tail=64), scale.vocabulary)
     last = {i: int(labels[i][-1]) for i in range(n)}
     batches = length_batches(last, list(range(n)), scale.teacher_tokens)
 

@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow_scripts"))
 
+from distill_energy.config.params import LogitsParams, TrainingParams
 from distill_energy.stage import let_threads_sleep
 
 let_threads_sleep()  # as every stage does; before torch is imported
@@ -74,8 +75,9 @@ def prepare(folder: Path, model: dict[str, Any], teacher: dict[str, Any]) -> dic
 
     (folder / "cache").mkdir()
     logits = {"method": "head_tail", "head": 48, "tail": 48, "audit_examples": 0}
-    spec = SimpleNamespace(params={"model": teacher, "dtype": "auto", "logits": logits})
-    main(SimpleNamespace(spec=spec, inputs=inputs, out=folder / "cache", meter=Meter(), log=lambda message: None))
+    raw = {"model": teacher, "dtype": "auto", "logits": logits}
+    given = {"spec": SimpleNamespace(params=raw), "params": LogitsParams.model_validate(raw), "inputs": inputs}
+    main(SimpleNamespace(**given, out=folder / "cache", meter=Meter(), log=lambda message: None))
     return {**inputs, "teacher_logits": folder / "cache"}
 
 
@@ -130,7 +132,7 @@ def job_of(
 
     training = Training.model_validate({"max_steps": 1000, "learning_rate": 1e-3, "eval_every": 1000} | changes)
     pipeline = {"kind": kind, "alpha": 0.3, "temperature": temperature, "options": {}}
-    params = {"model": model, "pipeline": pipeline, "training": training.model_dump(mode="json"), "seed": 0}
+    params = TrainingParams(model=model, pipeline=pipeline, training=training, seed=0)
     return Job(params=params, inputs=inputs, work=folder / "work", meter=Meter(), log=lambda message: None)
 
 

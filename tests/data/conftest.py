@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from distill_energy.config.params import read_params
 from distill_energy.models.tiny import tiny_tokenizer
 
 
@@ -37,6 +38,7 @@ def context(tmp_path):
         (tmp_path / "work").mkdir(exist_ok=True)
         return SimpleNamespace(
             spec=SimpleNamespace(params=params, name="test"),
+            params=read_params("preprocess", params),
             inputs=inputs or {},
             out=tmp_path / out,
             work=tmp_path / "work",

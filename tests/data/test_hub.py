@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from distill_energy.config.sources import FileData, HubData
 from distill_energy.data.files import files_of
 from distill_energy.data.formats import FORMATS, Filtered, Refused, conversation, read
 from distill_energy.data.hub import Smallest, open_rows, prompt_key, read_rows, sample
@@ -162,10 +163,11 @@ def test_parquet_and_json_lines_give_the_same_rows(samples, tmp_path):
 
     rows = rows_of(samples, "tulu3")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "tulu.parquet")
-    spec = {"source": "files", "path": str(tmp_path / "tulu.parquet"), "format": "tulu3"}
+    sizes = {"n_train": 1, "n_validation": 1}
+    spec = FileData(source="files", path=str(tmp_path / "tulu.parquet"), format="tulu3", **sizes)
     read = [conversation(row, "tulu3") for row in read_rows(spec)]
     assert read == [conversation(row, "tulu3") for row in rows]
-    local_hub = {"source": "hub", "id": str(tmp_path), "split": "train", "format": "tulu3"}
+    local_hub = HubData(source="hub", id=str(tmp_path), format="tulu3", **sizes)
     assert len(list(read_rows(local_hub))) == len(rows)
 
 
@@ -174,7 +176,7 @@ def test_unreadable_data_is_one_clear_line(tmp_path):
         files_of(str(tmp_path / "absent.jsonl"))
     (tmp_path / "broken.jsonl").write_text("{not json\n")
     with pytest.raises(UserError, match=r"broken\.jsonl"):
-        list(read_rows({"source": "files", "path": str(tmp_path / "broken.jsonl")}))
+        list(read_rows(files(tmp_path / "broken.jsonl")))
 
 
 def test_formats_are_those_of_the_configuration():
@@ -184,6 +186,10 @@ def test_formats_are_those_of_the_configuration():
 
     for section in (HubData, FileData):
         assert set(get_args(section.model_fields["format"].annotation)) == set(FORMATS)
+
+
+def files(path):
+    return FileData(source="files", path=str(path), n_train=1, n_validation=1)
 
 
 def file_of(tmp_path, rows, name="rows.jsonl"):
@@ -196,7 +202,7 @@ def test_a_number_late_in_a_file_changes_no_other_row(tmp_path):
     """10 MB of texts, then a number: read as written, each for itself."""
     rows = [{"prompt": f"p{i}", "response": f"line {i}\nmore " + "x" * 1800} for i in range(6000)]
     spec = file_of(tmp_path, [*rows, {"prompt": "last", "response": 7}])
-    found = list(read_rows(spec))
+    found = list(read_rows(FileData(**spec)))
     assert [dict(row) for row in found[:-1]] == rows
     assert read(found[-1], "prompt_response").response == "7"
 
@@ -205,7 +211,7 @@ def test_a_number_late_in_a_file_changes_no_other_row(tmp_path):
 def test_a_text_is_never_taken_for_something_else(tmp_path, answer):
     rows = [{"prompt": f"p{i}", "response": answer} for i in range(5)]
     spec = file_of(tmp_path, [*rows, {"prompt": "q", "response": "r", "extra": {"late": 1}}])
-    assert [read(row, "prompt_response").response for row in read_rows(spec)][:5] == [answer] * 5
+    assert [read(row, "prompt_response").response for row in read_rows(FileData(**spec))][:5] == [answer] * 5
 
 
 @pytest.mark.parametrize("name", [
@@ -236,7 +242,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
             out.write(lines.encode())
     else:
         path.write_bytes(lines.encode())
-    found = list(read_rows({"source": "files", "path": str(path)}))
+    found = list(read_rows(files(path)))
     assert [dict(row) for row in found] == rows
     assert found[2].place == f"{path}, row 3"
 
@@ -257,7 +263,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
 def test_a_damaged_file_is_one_line_with_its_place(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        list(read_rows({"source": "files", "path": str(tmp_path / name)}))
+        list(read_rows(files(tmp_path / name)))
     assert "\n" not in str(caught.value)
 
 
@@ -332,10 +338,11 @@ def test_rows_of_weight_0_are_left_out():
 def test_rows_that_differ_in_case_or_indentation_are_no_repeats(tmp_path):
     answers = ["def f():\n  x", "def f():\n    x", "DEF F():\n  x", "def f():\n  x"]
     source = open_rows(
-        file_of(tmp_path, [{"prompt": f"p{i % 2}", "response": a} for i, a in enumerate(answers)]), lambda m: None
+        FileData(**file_of(tmp_path, [{"prompt": f"p{i % 2}", "response": a} for i, a in enumerate(answers)])),
+        lambda m: None,
     )
     assert source.counts["n_repeated_rows"] == 0
-    source = open_rows(file_of(tmp_path, [{"prompt": "p", "response": a} for a in answers]), lambda m: None)
+    source = open_rows(FileData(**file_of(tmp_path, [{"prompt": "p", "response": a} for a in answers])), lambda m: None)
     assert source.counts["n_repeated_rows"] == 1
 
 

@@ -9,6 +9,7 @@ import sys
 CHECK = """
 from distill_energy.config import parse_config
 from distill_energy.config.load import read_yaml
+from distill_energy.config.params import read_params
 from distill_energy.pipelines import get, kinds
 from distill_energy.plan import build_plan
 
@@ -18,7 +19,7 @@ config["pipelines"]["soft"] = {"kind": "soft", "temperature": 1.0}
 plan = build_plan(parse_config(config, "smoke.yaml"))
 assert len(plan.of("teacher_logits")) == 1  # kd's own
 (run,) = [n for n in plan.of("student_training") if n.labels["pipeline"] == "soft"]
-assert get("soft").settings(run.params["pipeline"]).alpha == 0.0
+assert get("soft").settings(read_params(run.stage, run.params).pipeline).alpha == 0.0
 """
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-from distill_energy.config.evaluation import Evaluation
+from distill_energy.config.evaluation import Benchmark, Evaluation
 from distill_energy.evaluate.session import Session
 from distill_energy.models.sources import load_model, load_tokenizer
 from distill_energy.plan.spec import make_spec
@@ -63,15 +63,18 @@ def open_session(meter: CountingMeter | None = None, role: str = "teacher", **mo
     )
 
 
-def benchmarks(**given) -> dict[str, dict]:
-    """Benchmarks as the stage gets them: validated and dumped by the configuration's schema."""
+def benchmarks(**given) -> dict[str, Benchmark]:
+    """Benchmarks as the stage gets them: validated by the configuration's schema."""
     evaluation = Evaluation.model_validate({"benchmarks": given})
-    return {name: item.model_dump(mode="json") for name, item in evaluation.benchmarks.items()}
+    return dict(evaluation.benchmarks)
 
 
-def context(folder: Path, names: dict[str, dict], *, role="teacher", inputs=None, meter=None, **model) -> StageContext:
+def context(
+    folder: Path, names: dict[str, Benchmark], *, role="teacher", inputs=None, meter=None, **model
+) -> StageContext:
     """A stage context of evaluation."""
-    params = {"model": {**MODEL, **model}, "dtype": "float32", "benchmarks": names}
+    params = {"model": {**MODEL, **model}, "dtype": "float32"}
+    params["benchmarks"] = {name: item.model_dump(mode="json") for name, item in names.items()}
     spec = make_spec("evaluation", "all-tiny", 1, params, labels={"role": role, "suite": "all"})
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)

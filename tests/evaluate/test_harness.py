@@ -67,7 +67,7 @@ def test_mmlu_examples_come_from_dev(session):
     assert len(result.items) == 3 and result.facts["few_shot"] == 1
     zero = CountingMeter()
     used, session.meter = session.meter, zero
-    harness.lm_eval(session, "b", {**one, "few_shot": 0})
+    harness.lm_eval(session, "b", one.model_copy(update={"few_shot": 0}))
     assert used.tokens["processed"] > zero.tokens["processed"]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill_energy.config.evaluation import Judge
 from distill_energy.errors import UserError
 from distill_energy.evaluate import alpaca, judges, mtbench101, stage
 from distill_energy.evaluate.generate import Completion
@@ -76,7 +77,7 @@ def test_win_rate_by_endpoint(session, reference, monkeypatch):
 def test_busy_endpoint_is_asked_again(monkeypatch):
     states = iter([(503, {}), (429, {}), completion("A")])
     with chat_server(lambda body: next(states)) as (url, received):
-        params = {"model": "m", "base_url": url, "api_key_env": "NO_SUCH_KEY", "temperature": None}
+        params = Judge(kind="openai", model="m", base_url=url, api_key_env="NO_SUCH_KEY")
         endpoint = judges.Endpoint(params, pause_s=0.01)
         assert endpoint.ask("x", max_tokens=1, temperature=0, seed=0).text == "A"
     assert len(received) == 3 and received[0]["key"] is None and endpoint.usage["requests"] == 1
@@ -148,7 +149,7 @@ def test_a_retry_goes_on_after_finished_benchmarks(tmp_path, reference):
 def test_public_endpoint_needs_a_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
-        judges.Endpoint({"model": "m", "api_key_env": "OPENAI_API_KEY"})
+        judges.Endpoint(Judge(kind="openai", model="m"))
 
 
 def test_preference():
@@ -215,7 +216,7 @@ def judge_folder(tmp_path):
 def test_local_judge_has_no_position_bias(session, reference, judge_folder):
     """Each pair in both orders by the plain logits; an answer against itself is exactly even."""
     params = alpaca_params(reference, {"kind": "local", "model": str(judge_folder)})
-    assert params["in_quality"] is False
+    assert params.in_quality is False
     result = alpaca.alpaca_eval(session, "b", params)
     other = open_session(seed=5)
     prompt = judges.template("pairwise", "1")
@@ -231,7 +232,7 @@ def test_local_judge_has_no_position_bias(session, reference, judge_folder):
         texts = row["instruction"], item.prediction, row["output"]
         expected = (share(*texts) + 1 - share(texts[0], texts[2], texts[1])) / 2
         assert item.score == pytest.approx(expected, abs=1e-4)
-    judge = judges.LocalModel({"model": str(judge_folder)}, session)
+    judge = judges.LocalModel(Judge(kind="local", model=str(judge_folder)), session)
     assert alpaca._by_likelihood(judge, prompt, [("x", "same", "same")], 0) == [pytest.approx(0.5)]
     assert result.facts["judge_joules"] == pytest.approx(session.meter.phases["judge"])
     assert "proxy" in result.notes
@@ -288,7 +289,7 @@ def test_reference_without_output_is_one_line(reference, tmp_path):
     with pytest.raises(UserError, match=r"no output for instruction 'Name a tree\.'"):
         alpaca.load(alpaca_params(reference, judge, data=str(data)), "b")
     with pytest.raises(UserError, match=r"benchmarks\.b\.reference"):
-        alpaca.load({**alpaca_params(reference, judge), "reference": None}, "b")
+        alpaca.load(alpaca_params(reference, judge).model_copy(update={"reference": None}), "b")
 
 
 def dialogue(task, number, turns):
@@ -335,7 +336,7 @@ def test_minimum_over_turns_and_mean_over_tasks(session, mt_file):
 
 def test_an_unreadable_grade_is_asked_again(session, mt_file):
     with chat_server(lambda body: completion("good [[11]]")) as (url, received):
-        params = {"kind": "openai", "model": "m", "base_url": url, "api_key_env": "X", "temperature": None}
+        params = Judge(kind="openai", model="m", base_url=url, api_key_env="X")
         endpoint = judges.Endpoint(params)
         assert mtbench101._by_endpoint(endpoint, ["text"], seed=4) == [None]
     assert [r["seed"] for r in received] == [4, 5, 6]
@@ -384,16 +385,17 @@ def test_a_local_judge_stays_outside_quality():
     from pydantic import ValidationError
 
     item = {"kind": "mt_bench_101", "judge": {"kind": "local", "model": "x"}}
-    assert benchmarks(b=item)["b"]["in_quality"] is False
+    assert benchmarks(b=item)["b"].in_quality is False
     with pytest.raises(ValidationError, match="proxy"):
         benchmarks(b={**item, "in_quality": True})
-    assert benchmarks(b={**item, "judge": {"kind": "openai", "model": "x"}})["b"]["in_quality"] is True
+    assert benchmarks(b={**item, "judge": {"kind": "openai", "model": "x"}})["b"].in_quality is True
 
 
 def test_real_dialogues(reference_data):
     """The published file: 1,388 dialogues of 13 tasks, 3,615 judged turns."""
     path = reference_data / "benchmarks" / "mtbench101.jsonl"
-    turns = mtbench101.load({"data": str(path), "limit": None, "seed": 0}, "b")
+    judge = {"kind": "openai", "model": "m"}
+    turns = mtbench101.load(benchmarks(b={"kind": "mt_bench_101", "judge": judge, "data": str(path)})["b"], "b")
     assert len(turns) == 3615 and len({t.dialogue for t in turns}) == 1388
     prompt = judges.template("turns", "1")
     for turn in turns[::50]:

@@ -139,7 +139,7 @@ def test_what_does_not_go_together_is_refused(given, words):
 
 def test_a_local_judge_stays_outside_q():
     asked = params(data="x", score="judged", judge={"kind": "local", "model": "m"})
-    assert asked["in_quality"] is False
+    assert asked.in_quality is False
 
 
 def test_the_plan_hands_the_validation_rows_to_teacher_and_students_and_hashes_a_file(repo, tmp_path):

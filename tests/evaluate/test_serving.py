@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill_energy.answer.inference import common_cell, read_inference
+from distill_energy.config.evaluation import Inference
 from distill_energy.errors import UserError
 from distill_energy.evaluate import serving, stage
 from distill_energy.evaluate.generate import generate, thinking_tokens
@@ -50,7 +51,7 @@ def test_an_answer_of_a_workload_ends_where_the_model_ends_it(tmp_path):
     """The same requests with every token an end token cost one token an answer."""
     session = open_session()
     session.__dict__["stop_ids"] = list(range(384))
-    prompts, fixed = serving.workload(session, {**COST, "prompts": 1, "prompt_tokens": 4, "seed": 0})
+    prompts, fixed = serving.workload(session, Inference(**COST | {"prompts": 1, "prompt_tokens": 4}))
     assert not fixed and len(prompts) == 5
     ids = {prompt.prompt_ids for prompt in prompts}
     assert len(ids) == 5
@@ -61,7 +62,7 @@ def test_a_files_prompts_are_the_requests(tmp_path):
     rows = [{"prompt": "How far is it?"}, {"messages": [{"role": "user", "content": "And how dear?"}]}]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     session = open_session()
-    prompts, _ = serving.workload(session, {**COST, "workload": str(path), "seed": 0})
+    prompts, _ = serving.workload(session, Inference(**COST | {"workload": str(path)}))
     assert [p.prompt_ids for p in prompts] == [
         tuple(session.prompt_ids("How far is it?")),
         tuple(session.prompt_ids("And how dear?")),

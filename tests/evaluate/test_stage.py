@@ -60,7 +60,7 @@ def test_tables(teacher):
     assert set(scores) == set(SUITE)
     for name in ("gold", "same", "choice", "sums", "form"):
         own = [row for row in items if row["benchmark"] == name]
-        assert len(own) == scores[name]["n"] == SUITE[name]["items"]
+        assert len(own) == scores[name]["n"] == SUITE[name].items
         assert len({row["item_id"] for row in own}) == len(own)
         assert all(row["tokens"] > 0 and len(row["prompt_id"]) == len(prompt_id("")) for row in own)
         assert scores[name]["score"] == pytest.approx(sum(row["score"] for row in own) / len(own))
@@ -191,5 +191,7 @@ def test_contamination_is_counted(tmp_path, teacher):
 
 
 def test_unknown_kind_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(UserError, match="benchmark kind 'poetry' is not one of"):
-        stage.main(context(tmp_path, {"p": {"kind": "poetry", "in_quality": True}}))
+    ctx = context(tmp_path, {})
+    ctx.spec.params["benchmarks"] = {"p": {"kind": "poetry", "in_quality": True}}
+    with pytest.raises(UserError, match=r"benchmarks\.p: .*'poetry' found using 'kind' does not match"):
+        stage.main(ctx)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from types import SimpleNamespace
 
+from distill_energy.config.params import read_params
+
 TEACHER = {"source": "random", "layers": 2, "hidden": 64, "heads": 2, "vocabulary": 300, "seed": 0}
 GENERATION = {
     "engine": "transformers",
@@ -41,6 +43,7 @@ def context(folder, params, inputs=None, name="test"):
     work.mkdir(parents=True, exist_ok=True)
     return SimpleNamespace(
         spec=SimpleNamespace(params=params, name=name),
+        params=read_params("teacher_generation" if "generation" in params else "preprocess", params),
         inputs=inputs or {},
         out=out,
         work=work,

@@ -10,7 +10,7 @@ from distill_energy.models.sources import load_model, load_tokenizer
 from distill_energy.teacher.generation import jobs
 from distill_energy.teacher.generation import stage as stage_module
 from distill_energy.teacher.generation.jobs import Prompt
-from distill_energy.teacher.generation.transformers_engine import TransformersEngine
+from distill_energy.teacher.generation.transformers_engine import Sampling, TransformersEngine
 
 from .setting import GENERATION, TEACHER, generate, make_data, rows
 
@@ -106,9 +106,7 @@ def test_left_padding_does_not_change_greedy_answers(side, data):
     """Greedy answers in a batch of unequal lengths are those of each prompt alone, by a plain argmax loop."""
     model, tokenizer = load_model(TEACHER, {}, dtype="float32"), load_tokenizer(TEACHER, {})
     prompts = [Prompt(str(n), tuple(range(5, 5 + n)), "p", 6) for n in (2, 5, 11)]
-    engine = TransformersEngine(
-        model, tokenizer, GENERATION | {"temperature": 0.0, "batch_size": 3 if side == "batch" else 1}
-    )
+    engine = TransformersEngine(model, tokenizer, Sampling(0.0, 0.95, 3 if side == "batch" else 1))
     answers = engine.answer(prompts, 0)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = list(prompt.prompt_ids)
@@ -129,7 +127,7 @@ def test_nucleus_sampling_draws_from_the_nucleus_only():
     size = int((p[order].cumsum(0) < 0.7).sum()) + 1
     nucleus = order[:size].tolist()
     assert 2 <= size < 150
-    engine = TransformersEngine(model, tokenizer, GENERATION | {"temperature": 0.8, "top_p": 0.7, "batch_size": 2000})
+    engine = TransformersEngine(model, tokenizer, Sampling(0.8, 0.7, 2000))
     draws = [answer.ids[0] for answer in engine.answer([Prompt(str(i), prompt, "p", 1) for i in range(2000)], 0)]
     assert set(draws) <= set(nucleus)
     expected = p[nucleus] / p[nucleus].sum()
@@ -143,7 +141,7 @@ def test_engine_leaves_the_random_state_alone(data):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    TransformersEngine(model, tokenizer, GENERATION).answer([Prompt("a", (5, 6), "p", 3)], 0)
+    TransformersEngine(model, tokenizer, Sampling(1.0, 0.95, 3)).answer([Prompt("a", (5, 6), "p", 3)], 0)
     assert torch.equal(torch.rand(2), expected)
 
 

@@ -11,6 +11,8 @@ import pytest
 ROOMS = (
     ("errors",),
     ("config",),
+    ("context",),
+    ("context",),
     ("store",),
     ("models",),
     ("pipelines",),

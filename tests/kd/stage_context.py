@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from distill_energy.config.params import read_params
+
 MODEL = {"source": "random", "layers": 2, "hidden": 32, "heads": 2, "vocabulary": 384, "seed": 3}
 
 
@@ -33,6 +35,7 @@ def context(root: Path, logits: dict[str, Any], model: dict[str, Any] = MODEL, p
     (root / "out").mkdir(parents=True, exist_ok=True)
     return SimpleNamespace(
         spec=SimpleNamespace(params=params, seed=None, name="teacher-data", runs={"processes": processes}),
+        params=read_params("teacher_logits", params),
         inputs={"data": root / "data"},
         out=root / "out",
         work=root / "work",

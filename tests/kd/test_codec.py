@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distill_energy.config.sources import Logits
 from distill_energy.errors import UserError
 from distill_energy.kd.cache import CacheSpec, encode_rows, pack, uniforms, unpack
 from distill_energy.kd.cache.codec import unpack_batch
@@ -224,5 +225,5 @@ def test_specification_survives_json():
     assert CacheSpec.from_json(spec.to_json()) == spec
     with pytest.raises(UserError, match="format_version 99"):
         CacheSpec.from_json({**spec.to_json(), "format_version": 99})
-    params = {"method": "topk", "head": 5, "batch_tokens": 9, "audit_examples": 2}
-    assert CacheSpec.from_params(params, 100).head == 5
+    logits = Logits(method="topk", head=5, batch_tokens=9, audit_examples=2)
+    assert CacheSpec.of(logits, 100).head == 5

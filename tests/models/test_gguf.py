@@ -50,13 +50,13 @@ def test_stage(tmp_path, converted):
     """The stage reports what the folder holds, and refuses what needs no conversion."""
     from types import SimpleNamespace
 
+    from distill_energy.config.params import ModelParams
     from distill_energy.models.stage import main
 
-    context = SimpleNamespace(
-        spec=SimpleNamespace(params={"model": GGUF}), out=tmp_path, log=lambda message: None, inputs={}
-    )
+    told = ModelParams(model=GGUF)
+    context = SimpleNamespace(params=told, out=tmp_path, log=lambda message: None, inputs={})
     assert main(context) == {"parameters": 134515008, "layers": 30, "vocabulary": 49152}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]  # nothing temporary is left
-    context.spec.params["model"] = {"source": "hub", "id": "a/b"}
+    context.params = ModelParams(model={"source": "hub", "id": "a/b"})
     with pytest.raises(UserError, match="needs no conversion"):
         main(context)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import transformers as t
 
 from distill_energy import pipelines
+from distill_energy.config.params import PipelineParams
 from distill_energy.config.training import Lora
 from distill_energy.errors import UserError
 from distill_energy.kd.cache import CacheSpec, encode_rows, pack, unpack
@@ -20,7 +21,7 @@ from distill_energy.models.logits import check_logits
 from distill_energy.models.packing import check_packing, ignores_pads, leakage
 from distill_energy.models.sources import load_model
 from distill_energy.teacher.generation.jobs import Prompt
-from distill_energy.teacher.generation.transformers_engine import TransformersEngine
+from distill_energy.teacher.generation.transformers_engine import Sampling, TransformersEngine
 from distill_energy.train.batching import Batch, collate
 from distill_energy.train.examples import Examples
 from distill_energy.train.run import check_saved, probe_logits
@@ -201,7 +202,7 @@ def answers(model, batch_size=3) -> list[tuple[list[int], list[int]]]:
         for i, n in enumerate((4, 9, 6))
     ]
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
-    engine = TransformersEngine(model, tokenizer, {"temperature": 0, "batch_size": batch_size})
+    engine = TransformersEngine(model, tokenizer, Sampling(0.0, 1.0, batch_size))
     return [(list(p.prompt_ids), list(raw.ids)) for p, raw in zip(asked, engine.answer(asked, 0), strict=True)]
 
 
@@ -284,7 +285,7 @@ def test_the_fused_loss_is_that_of_the_plain_model(named, kind):
     random = torch.Generator().manual_seed(1)
     rows = answered(model) if kind == "synthetic" else examples(random)
     pipeline = pipelines.get(kind)
-    settings = pipeline.settings({"kind": kind, "alpha": 0.4, "temperature": 2.0})
+    settings = pipeline.settings(PipelineParams(kind=kind, alpha=0.4, temperature=2.0))
     if kind == "lora" and name not in REFUSED:
         model = adapted(name, model)
     try:

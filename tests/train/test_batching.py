@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill_energy.config.training import Training
 from distill_energy.errors import UserError
 from distill_energy.models.sources import load_model
 from distill_energy.train.batching import Sampler, collate, cut_by_tokens, epoch_batches
@@ -94,12 +95,12 @@ def test_schedule():
 def test_evaluation_stays_below_a_tenth():
     """With the shares of the budget and a backward pass at twice the forward's cost."""
     for steps, every, batch in ((40, 20, 4), (1000, 50, 4), (300, 7, 8)):
-        recipe = training(max_steps=steps, eval_every=every, batch_size=batch)
+        recipe = Training(**training(max_steps=steps, eval_every=every, batch_size=batch))
         rows = evaluation_rows(recipe, 0.06) + evaluation_rows(recipe, 0.035)
         trained = steps * batch * 3
         evaluated = rows * len(evaluation_steps(recipe))
         assert evaluated <= 0.12 * trained
-    assert evaluation_steps(training(max_steps=45, eval_every=20)) == [20, 40, 45]
+    assert evaluation_steps(Training(**training(max_steps=45, eval_every=20))) == [20, 40, 45]
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path, data):

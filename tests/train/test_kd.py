@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from distill_energy.config.params import read_params
 from distill_energy.errors import UserError
 
 from .tiny import MODEL, CountingMeter, params, run
@@ -16,8 +17,11 @@ def make_cache(folder, data, model=TEACHER, **logits):
 
     folder.mkdir(parents=True)
     settings = {"method": "head_tail", "head": 16, "tail": 16, "audit_examples": 1} | logits
-    spec = SimpleNamespace(params={"model": model, "dtype": "float32", "logits": settings})
-    main(SimpleNamespace(spec=spec, inputs=data, out=folder, work=folder, meter=CountingMeter(), log=print))
+    raw = {"model": model, "dtype": "float32", "logits": settings}
+    spec, told = SimpleNamespace(params=raw), read_params("teacher_logits", raw)
+    main(
+        SimpleNamespace(spec=spec, params=told, inputs=data, out=folder, work=folder, meter=CountingMeter(), log=print)
+    )
     return folder
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
+from distill_energy.config.training import Training
 from distill_energy.train.optim import build
 
 
@@ -12,7 +13,7 @@ def test_adafactor_is_that_of_transformers(scale_parameter):
     torch.manual_seed(0)
     start = [torch.randn(6, 5), torch.randn(7), torch.full((3, 2), 1e-5)]  # the last below the least scale
     ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
-    training = {"optimizer": "adafactor", "learning_rate": 1e-2, "weight_decay": 0.1}
+    training = Training(max_steps=1, optimizer="adafactor", learning_rate=1e-2, weight_decay=0.1)
     settings = {"lr": 1e-2, "weight_decay": 0.1, "relative_step": False, "scale_parameter": scale_parameter}
     steps = build(ours, training, scale_parameter), Adafactor(theirs, **settings)
     for _ in range(3):

@@ -8,15 +8,19 @@ from distill_energy.train.reference import choices
 from .tiny import params, run
 
 
+def recipe(asked):
+    return Training.model_validate({"max_steps": 3, "reference_faithful": asked})
+
+
 def test_nothing_is_on_by_default():
-    own = choices({"reference_faithful": None}, "kd")
+    own = choices(recipe(None), "kd")
     assert own.scale_parameter and own.keeps_best
     assert own.eval_every(50) == 50 and own.schedule_stretch() == 1 and own.precision("fp32") == "fp32"
     assert own.divisor(100, 30, 4) == 100
 
 
 def test_all_of_them():
-    sft, kd = (choices({"reference_faithful": True}, kind) for kind in ("sft", "kd"))
+    sft, kd = (choices(recipe(True), kind) for kind in ("sft", "kd"))
     assert (sft.scale_parameter, kd.scale_parameter) == (False, True)
     assert (sft.eval_every(100), kd.eval_every(100)) == (100, 6)
     assert sft.precision("bf16_autocast") == "bf16"
@@ -25,17 +29,16 @@ def test_all_of_them():
 
 
 def test_stopping_rule():
-    rule = choices({"reference_faithful": {"stop_on_two_rises": True}}, "sft")
+    rule = choices(recipe({"stop_on_two_rises": True}), "sft")
     assert not rule.stops([1.0, 2.0], 99, 3)
     assert rule.stops([1.0, 2.0, 2.1], 0, 3)
     assert not rule.stops([3.0, 2.0, 2.5], 99, 3)  # above one of the two only
-    assert not choices({"reference_faithful": True}, "kd").stops([1.0, 2.0, 3.0], 99, 3)
+    assert not choices(recipe(True), "kd").stops([1.0, 2.0, 3.0], 99, 3)
 
 
 def test_each_alone():
     for name in Reference.model_fields:
-        one = Training.model_validate({"max_steps": 3, "reference_faithful": {name: True}}).model_dump(mode="json")
-        on = choices(one, "kd").on
+        on = choices(recipe({name: True}), "kd").on
         assert [key for key, value in on if value] == [name]
 
 

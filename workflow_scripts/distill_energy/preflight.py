@@ -24,7 +24,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from .config.evaluation import LOCAL_TASKS, Benchmark
+from .config.params import read_params
 from .config.schema import Config
+from .config.sources import GeneratedData
 from .data.chat import accepted, check_tokenizer, encode_turns
 from .data.formats import Filtered, Refused, read
 from .data.hub import read_rows
@@ -411,20 +413,20 @@ def labelled_end(model: Candidate) -> int | None:
 
 
 def _check_data(found: Found, node: StageSpec, models: Mapping[str, Candidate], config: Config) -> None:
-    dataset, where = node.params["dataset"], f"dataset {node.labels['dataset']}"
+    dataset, where = read_params(node.stage, node.params).dataset, f"dataset {node.labels['dataset']}"
     teacher = models.get(config.teacher.model)
     used = [models[n] for n in config.students if n in models] + ([teacher] if teacher else [])
     for model in used:
-        if (limit := positions(model)) is not None and dataset["max_length"] > limit:
+        if (limit := positions(model)) is not None and dataset.max_length > limit:
             found.wrong.append(
-                f"{where}: max_length {dataset['max_length']} is beyond the {limit} positions of model {model.name}"
+                f"{where}: max_length {dataset.max_length} is beyond the {limit} positions of model {model.name}"
             )
-    if dataset["source"] == "generated" or teacher is None:
+    if isinstance(dataset, GeneratedData) or teacher is None:
         return
     rows = found.ask(lambda: list(islice(read_rows(dataset), ROWS)), where)
     if rows is None:
         return
-    highest = found.ask(lambda: max((_highest(teacher, row, dataset["format"]) for row in rows), default=0), where)
+    highest = found.ask(lambda: max((_highest(teacher, row, dataset.format) for row in rows), default=0), where)
     for model in used if highest is not None else ():
         if highest >= model.rows:
             found.wrong.append(
@@ -467,14 +469,14 @@ def check_memory(node: StageSpec, model: Candidate | None, available: tuple[int,
     """A lower bound of what training holds (weights, gradients, AdamW's moments) fits. Raises UserError."""
     if model is None:
         return
-    training = node.params["training"]
-    precision = training["precision"]
-    split = training.get("sharding") == "full"
-    shares = (training.get("processes") or 1) * (training.get("nodes") or 1) if split else 1
+    training = read_params(node.stage, node.params).training
+    precision = training.precision
+    split = training.sharding == "full"
+    shares = (training.processes or 1) * (training.nodes or 1) if split else 1
     needs, (size, where) = model.parameters * training_bytes(training) / shares, available or memory()
     if needs > size:
         raise UserError(
-            f"training it with {training['optimizer']} and precision {precision} takes at least {needs / 1e9:.1f} GB, "
+            f"training it with {training.optimizer} and precision {precision} takes at least {needs / 1e9:.1f} GB, "
             f"{where} has {size / 1e9:.1f}; set training.precision: bf16_stochastic, optimizer: adafactor, sharding: "
             "full or lora"
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from .config.params import PrerunParams
+from .config.schema import ExpectHardware
+from .context import Context
 from .errors import UserError
 from .store import atomic
 
 
-def main(ctx: Any) -> dict[str, Any]:
+def main(ctx: Context[PrerunParams]) -> dict[str, Any]:
     """Check the hardware, measure the idle baseline and the host's efficiency.
 
     Writes ``idle.parquet`` (a row a device: watts, stability) and ``calibration.parquet`` (a row a workload: FLOP/s
@@ -19,13 +22,13 @@ def main(ctx: Any) -> dict[str, Any]:
     from .energy.host import describe_hardware
 
     hardware = describe_hardware()
-    check_hardware(hardware, ctx.spec.params.get("expect") or {})
+    check_hardware(hardware, ctx.params.expect or ExpectHardware())
     energy = ctx.spec.energy
     config = MeterConfig.of(energy)
-    cooldown = cool_down(ctx, ctx.spec.params.get("cooldown_c"))
-    baseline = measure_idle(config, ctx.spec.params["idle_seconds"])
+    cooldown = cool_down(ctx, ctx.params.cooldown_c)
+    baseline = measure_idle(config, ctx.params.idle_seconds)
     baseline.write(ctx.out / "idle.parquet")
-    rows = calibrate(ctx, ctx.spec.params["calibration_seconds"])
+    rows = calibrate(ctx, ctx.params.calibration_seconds)
     _write_calibration(ctx.out / "calibration.parquet", rows)
     return {
         "cpu": hardware.cpu,
@@ -38,7 +41,7 @@ def main(ctx: Any) -> dict[str, Any]:
 COOLDOWN_S, COOLDOWN_STEP_S = 600.0, 1.0
 
 
-def cool_down(ctx: Any, limit_c: float | None) -> dict[str, Any] | None:
+def cool_down(ctx: Context[PrerunParams], limit_c: float | None) -> dict[str, Any] | None:
     """Wait until no visible GPU is warmer than ``limit_c``, in a phase of its own; None where nothing is asked.
 
     Returns ``reached`` (null, with a ``reason``, where no GPU tells its temperature), the ``seconds`` waited and the
@@ -72,21 +75,21 @@ def cool_down(ctx: Any, limit_c: float | None) -> dict[str, Any] | None:
     return {"reached": reached, "seconds": seconds, "before_c": first, "after_c": last}
 
 
-def check_hardware(hardware: Any, expect: dict[str, Any]) -> None:
+def check_hardware(hardware: Any, expect: ExpectHardware) -> None:
     """Raise UserError naming the first expectation that the host does not meet."""
     names = [gpu.name or "?" for gpu in hardware.gpus]
-    wanted = expect.get("gpu_name")
+    wanted = expect.gpu_name
     if wanted is not None and not (names and all(wanted.lower() in name.lower() for name in names)):
         raise UserError(f"energy.expect.gpu_name is {wanted!r}, this host has {', '.join(names) or 'no GPU'}")
-    count = expect.get("gpu_count")
+    count = expect.gpu_count
     if count is not None and len(names) != count:
         raise UserError(f"energy.expect.gpu_count is {count}, this host shows {len(names)}")
-    cores = expect.get("min_cores")
+    cores = expect.min_cores
     if cores is not None and (hardware.cores or 0) < cores:
         raise UserError(f"energy.expect.min_cores is {cores}, this host has {hardware.cores}")
 
 
-def calibrate(ctx: Any, seconds: float) -> list[dict[str, Any]]:
+def calibrate(ctx: Context[PrerunParams], seconds: float) -> list[dict[str, Any]]:
     """Matrix products for ``seconds`` on the device and type that training uses: FLOP/s and W reached.
 
     The FLOPs of one (n × n)·(n × n) product are 2n³. W is the meter's energy over the phase's seconds; null, with the

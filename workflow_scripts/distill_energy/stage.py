@@ -12,10 +12,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .config.params import read_params, work_of
+from .context import Meter
 from .energy import worker
 from .energy.sensors.nvml import narrowed_to
 from .errors import UserError
@@ -35,8 +38,13 @@ class StageContext:
     inputs: dict[str, Path]
     out: Path
     work: Path
-    meter: Any
+    meter: Meter
     log: Callable[[str], None]
+
+    @cached_property
+    def params(self) -> Any:
+        """The stage's parameters as their type in ``config/params.py``. Raises UserError naming a wrong key."""
+        return read_params(self.spec.stage, self.spec.params)
 
 
 def run_stage(job: Any) -> None:
@@ -61,9 +69,11 @@ def run_job(spec: dict[str, Any], log: str | None) -> None:
         execute(what, import_module(f"{__package__}.{module_of(what)}").main)
 
 
-#: Stage → the module whose ``main(ctx)`` does its work.
+#: Work of a stage → the module whose ``main(ctx)`` does it.
 MAIN = {
     "prerun": "prerun",
+    "preprocess_data": "data.stage",
+    "preprocess_model": "models.stage",
     "teacher_logits": "teacher.logits",
     "teacher_generation": "teacher.generation",
     "reference_logprobs": "train.logprobs",
@@ -75,9 +85,7 @@ MAIN = {
 
 def module_of(spec: StageSpec) -> str:
     """The module that does a stage's work."""
-    if spec.stage == "preprocess":
-        return "data.stage" if "dataset" in spec.params else "models.stage"
-    return MAIN[spec.stage]
+    return MAIN[work_of(spec.stage, spec.params)]
 
 
 def let_threads_sleep() -> None:

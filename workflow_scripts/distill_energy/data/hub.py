@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config.sources import Dataset, FileData, GeneratedData, HubData
 from ..errors import UserError
 from .chat import Conversation
 from .files import Row, files_of, read_file
@@ -102,10 +103,10 @@ def _lazily(make) -> Iterator[Conversation]:
     yield from make()
 
 
-def read_rows(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def read_rows(dataset: HubData | FileData) -> Iterator[dict[str, Any]]:
     """Rows of a hub data set (streamed) or of local files. Raises UserError that names the data set."""
-    place = spec["path"] if spec["source"] == "files" else spec["id"]
-    if spec["source"] == "files" or Path(place).exists():
+    place = place_of(dataset)
+    if isinstance(dataset, FileData) or Path(place).exists():
         for path in files_of(place):
             yield from read_file(path)
         return
@@ -114,7 +115,7 @@ def read_rows(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(
-            place, spec.get("subset"), split=spec["split"], revision=spec.get("revision"), streaming=True
+            place, dataset.subset, split=dataset.split, revision=dataset.revision, streaming=True
         )
         for number, row in enumerate(rows, 1):
             yield Row(row, f"{place}, row {number}")
@@ -122,17 +123,28 @@ def read_rows(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
         raise UserError(f"dataset {place}: cannot be read ({type(error).__name__}: {error})") from error
 
 
-def open_rows(spec: dict[str, Any], log=print) -> Source:
-    """Read, sample and split the rows of ``spec`` (``HubData`` or ``FileData``)."""
-    source = sample(
-        read_rows(spec), spec["format"], spec["n_train"], spec["n_validation"], spec.get("seed", 0), spec.get("scan")
-    )
+def place_of(dataset: HubData | FileData) -> str:
+    """What names a data set: its path, or its id on the hub."""
+    return dataset.path if isinstance(dataset, FileData) else dataset.id
+
+
+def allowed_share(dataset: Dataset) -> float:
+    """Share of rows that may be refused before the stage stops."""
+    told = None if isinstance(dataset, GeneratedData) else dataset.max_dropped
+    return MAX_DROPPED if told is None else told
+
+
+def open_rows(dataset: HubData | FileData, log=print) -> Source:
+    """Read, sample and split the rows of a data set."""
+    scan = dataset.scan if isinstance(dataset, HubData) else None
+    rows = read_rows(dataset)
+    source = sample(rows, dataset.format, dataset.n_train, dataset.n_validation, dataset.seed, scan)
     scanned, dropped = source.counts["n_scanned"], source.counts["n_unusable"]
     reasons = described(source.refused)
     log(f"{scanned} rows scanned, {dropped} refused" + (f": {reasons}" if reasons else ""))
-    allowed = MAX_DROPPED if spec.get("max_dropped") is None else spec["max_dropped"]
+    allowed = allowed_share(dataset)
     if scanned and dropped / scanned > allowed:
-        name = spec["path"] if spec["source"] == "files" else spec["id"]
+        name = place_of(dataset)
         raise UserError(
             f"dataset {name}: {dropped} of {scanned} rows are refused (max_dropped: {allowed:g}): {reasons}"
         )

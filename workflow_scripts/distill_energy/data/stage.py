@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config.params import DataParams
+from ..context import Context
+
 GROUP_ROWS = 65_536
 COLUMNS = ("id", "prompt", "response", "input_ids", "loss_mask", "prompt_ids")
 
@@ -117,7 +120,7 @@ def check_made_with(path: Path, tokenizer) -> None:
         )
 
 
-def main(ctx) -> dict[str, Any]:
+def main(ctx: Context[DataParams]) -> dict[str, Any]:
     """Write both Parquet files. Returns counts: rows, truncated, dropped (no label left), duplicates left out.
 
     Raises UserError if the source has fewer usable examples than asked.
@@ -129,24 +132,23 @@ def main(ctx) -> dict[str, Any]:
     from ..models.sources import declared_stop_ids, load_tokenizer
     from ..models.template import FROZEN, names_today, original_template
     from .chat import check_tokenizer
-    from .hub import MAX_DROPPED
+    from .hub import allowed_share
     from .loaders import open_source
     from .source import described
 
-    spec = ctx.spec.params["dataset"]
-    tokenizer = load_tokenizer(ctx.spec.params["model"], ctx.inputs)
-    stops = declared_stop_ids(ctx.spec.params["model"], ctx.inputs, tokenizer)
+    dataset, model = ctx.params.dataset, ctx.params.model
+    tokenizer = load_tokenizer(model, ctx.inputs)
+    stops = declared_stop_ids(model, ctx.inputs, tokenizer)
     check_tokenizer(tokenizer, stops)
     identity = tokenizer_hash(tokenizer)  # students with another tokenizer are refused
-    source = open_source(spec, ctx.log)
+    source = open_source(dataset, ctx.log)
     results: dict[str, Any] = {}
     counts = dict.fromkeys(("n_truncated", "n_dropped", "n_duplicates", "n_system_merged", "n_expanded"), 0)
     refused: dict[str, Any] = {}
-    for split, n in (("validation", spec["n_validation"]), ("train", spec["n_train"])):
-        rows = encode_stream(tokenizer, getattr(source, split), n, spec["max_length"], counts, stops, refused)
+    for split, n in (("validation", dataset.n_validation), ("train", dataset.n_train)):
+        rows = encode_stream(tokenizer, getattr(source, split), n, dataset.max_length, counts, stops, refused)
         left_out = sum(found.count for found in refused.values())
-        allowed = MAX_DROPPED if spec.get("max_dropped") is None else spec["max_dropped"]
-        if left_out > allowed * (left_out + len(rows)):
+        if left_out > allowed_share(dataset) * (left_out + len(rows)):
             raise UserError(f"dataset {ctx.spec.name}: {left_out} conversations are refused: {described(refused)}")
         if len(rows) < n:
             raise UserError(f"dataset {ctx.spec.name}: {n} {split} examples asked, only {len(rows)} usable ones found")
@@ -154,7 +156,11 @@ def main(ctx) -> dict[str, Any]:
         labels = sum(int(row["loss_mask"].sum()) for row in rows)
         ctx.meter.add_tokens("processed", processed)
         ctx.meter.add_tokens("loss", labels)
-        made_by = {"dataset": json.dumps(spec, sort_keys=True), "split": split, "tokenizer_sha256": identity}
+        made_by = {
+            "dataset": json.dumps(ctx.spec.params["dataset"], sort_keys=True),
+            "split": split,
+            "tokenizer_sha256": identity,
+        }
         write_rows(ctx.out / f"{split}.parquet", rows, schema().with_metadata(made_by))
         results |= {f"n_{split}": n, f"{split}_tokens": processed, f"{split}_label_tokens": labels}
         ctx.log(f"{split}: {n} examples, {processed} tokens, {labels} of them labels")

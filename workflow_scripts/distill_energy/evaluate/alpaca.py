@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config.evaluation import AlpacaEval, ReferenceAnswers
 from ..errors import UserError
 from . import alpaca_package, judges
 from .generate import generate
@@ -33,7 +34,7 @@ class Duel:
     reference: str
 
 
-def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
+def alpaca_eval(session: Session, name: str, params: AlpacaEval) -> Result:
     """Win rate against the reference's answers, see ``win_rate``."""
     pairs = load(params, name)
     with session.phase(name):
@@ -44,29 +45,29 @@ def alpaca_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
     return win_rate(session, name, params, duels)
 
 
-def win_rate(session: Session, name: str, params: dict[str, Any], duels: list[Duel]) -> Result:
+def win_rate(session: Session, name: str, params: AlpacaEval | ReferenceAnswers, duels: list[Duel]) -> Result:
     """Mean probability that the judge prefers the model's answer to the reference's. Chance: 0 (it answers nothing).
 
     An endpoint sees each pair once, in an order drawn by the seed; a local judge sees both orders, whose mean has no
     position bias.
     """
-    judge_params = params["judge"]
-    version, folder = judge_params["prompt_version"], session.scratch(name)
+    judge_params = params.judge
+    version, folder = judge_params.prompt_version, session.scratch(name)
     packaged = version == alpaca_package.PROMPT_VERSION
-    if packaged and judge_params["kind"] != "openai":
+    if packaged and judge_params.kind != "openai":
         raise UserError(f"evaluation.benchmarks.{name}.judge: the package alpaca_eval needs an endpoint (kind openai)")
     prompt = "" if packaged else judges.template("pairwise", version)
     with session.phase(name):
-        answers = generate(session, [d.prompt_ids for d in duels], params["max_new_tokens"], seed=params["seed"])
+        answers = generate(session, [d.prompt_ids for d in duels], params.max_new_tokens, seed=params.seed)
     shown = [(duel.instruction, answer.text, duel.reference) for duel, answer in zip(duels, answers, strict=True)]
-    notes = f"own judge prompt {version}, judge {judge_params['model']}: not the leaderboard's rate"
+    notes = f"own judge prompt {version}, judge {judge_params.model}: not the leaderboard's rate"
     controlled = None
     with judges.opened(session, judge_params) as judge:
         if packaged:
-            wins, notes, controlled = alpaca_package.annotate(judge, shown, params["seed"], folder)
+            wins, notes, controlled = alpaca_package.annotate(judge, shown, params.seed, folder)
         else:
             ask = _by_endpoint if isinstance(judge, judges.Endpoint) else _by_likelihood
-            wins = ask(judge, prompt, shown, params["seed"])
+            wins = ask(judge, prompt, shown, params.seed)
     facts = judges.facts(session, judge_params, judge)
     kept = judges.judged(judge_params, wins, facts)
     duels, answers, shown, wins = ([values[i] for i in kept] for values in (duels, answers, shown, wins))
@@ -87,7 +88,7 @@ def win_rate(session: Session, name: str, params: dict[str, Any], duels: list[Du
         )
         for duel, answer, win, difference in zip(duels, answers, wins, differences, strict=True)
     ]
-    if judge_params["kind"] == "local":
+    if judge_params.kind == "local":
         notes += "; a likelihood judge is a proxy, outside Q"
     return summarise(items, 0.0, notes, **facts)
 
@@ -109,21 +110,21 @@ def read_list(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def load(params: dict[str, Any], name: str) -> list[tuple[str, str]]:
+def load(params: AlpacaEval, name: str) -> list[tuple[str, str]]:
     """(instruction, reference answer); ``data`` names the instructions where they are not all of the reference's."""
-    if not params.get("reference"):
+    if not params.reference:
         raise UserError(f"evaluation.benchmarks.{name}.reference: needs a JSON file of instruction and output")
-    reference = read_list(Path(params["reference"]).expanduser(), ("instruction", "output"))
+    reference = read_list(Path(params.reference).expanduser(), ("instruction", "output"))
     outputs = {row["instruction"]: row["output"] for row in reference}
     instructions = list(outputs)
-    if params.get("data"):
-        instructions = [row["instruction"] for row in read_list(Path(params["data"]).expanduser(), ("instruction",))]
+    if params.data:
+        instructions = [row["instruction"] for row in read_list(Path(params.data).expanduser(), ("instruction",))]
         missing = [text for text in instructions if text not in outputs]
         if missing:
-            raise UserError(f"{params['reference']}: has no output for instruction {missing[0][:60]!r}")
-    limit = params.get("limit")
+            raise UserError(f"{params.reference}: has no output for instruction {missing[0][:60]!r}")
+    limit = params.limit
     if limit is not None and limit < len(instructions):
-        kept = sorted(random.Random(params["seed"]).sample(range(len(instructions)), limit))
+        kept = sorted(random.Random(params.seed).sample(range(len(instructions)), limit))
         instructions = [instructions[i] for i in kept]
     return [(text, outputs[text]) for text in instructions]
 

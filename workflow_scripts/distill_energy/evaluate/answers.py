@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.evaluation import Arithmetic, Instructions
 from ..data.checks import check, stated_number
 from ..data.generated import evaluation_items
 from .generate import Completion, generate
@@ -11,15 +12,17 @@ from .result import Item, Result, summarise
 from .session import Session
 
 
-def _answered(session: Session, name: str, family: str, params: dict[str, Any]) -> list[tuple[dict, Completion]]:
-    items = evaluation_items(family, params["items"], params["seed"])
+def _answered(
+    session: Session, name: str, family: str, params: Arithmetic | Instructions
+) -> list[tuple[dict, Completion]]:
+    items = evaluation_items(family, params.items, params.seed)
     with session.phase(name):
         prompts = [session.prompt_ids(item["prompt"]) for item in items]
-        done = generate(session, prompts, params["max_new_tokens"], seed=params["seed"])
+        done = generate(session, prompts, params.max_new_tokens, seed=params.seed)
     return list(zip(items, done, strict=True))
 
 
-def arithmetic(session: Session, name: str, params: dict[str, Any]) -> Result:
+def arithmetic(session: Session, name: str, params: Arithmetic | Instructions) -> Result:
     """Share of sums whose stated number (first line: after ``=`` or ``is``) is the right one. Chance: 0."""
     rows = [
         Item(
@@ -36,7 +39,7 @@ def arithmetic(session: Session, name: str, params: dict[str, Any]) -> Result:
     return summarise(rows, 0.0)
 
 
-def instructions(session: Session, name: str, params: dict[str, Any]) -> Result:
+def instructions(session: Session, name: str, params: Arithmetic | Instructions) -> Result:
     """Mean share of each item's format instructions that the answer meets.
 
     Chance: what the gold answers score when each is given to the next item instead of its own. An answer that ignores

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from ..config.evaluation import Choice
 from ..data.generated import evaluation_items
 from .batching import by_length, pad
 from .prefix import Prefixed, common_length
@@ -15,12 +15,12 @@ from .result import Item, Result, summarise
 from .session import Session
 
 
-def choice(session: Session, name: str, params: dict[str, Any]) -> Result:
+def choice(session: Session, name: str, params: Choice) -> Result:
     """Mean of (p − 1/k)/(1 − 1/k), p the right option's share of the k options' probability: 0 at chance, 1 at best.
 
     Graded, so that 150 items tell two small models apart where accuracy would not. An item below chance is negative.
     """
-    items = evaluation_items("choice", params["items"], params["seed"])
+    items = evaluation_items("choice", params.items, params.seed)
     options = [item["choices"] for item in items]
     with session.phase(name):
         scores = log_likelihoods(session, [item["prompt"] for item in items], options)

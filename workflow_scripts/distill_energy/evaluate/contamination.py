@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..config.params import ContaminationParams
+from ..context import Context
 from ..errors import UserError
 from ..store.atomic import write_parquet
 from .result import prompt_id
@@ -166,7 +168,7 @@ def training_file(data: Path) -> Path:
     return path
 
 
-def main(ctx: Any) -> dict[str, Any]:
+def main(ctx: Context[ContaminationParams]) -> dict[str, Any]:
     """Write ``flags.parquet``: each item that the teacher was asked, and whether its prompt overlaps.
 
     An evaluation of an earlier release kept no prompts: then there are no flags, and evaluations look for themselves.

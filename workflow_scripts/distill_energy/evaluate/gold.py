@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..config.evaluation import Agreement, GoldAccuracy
 from ..errors import UserError
 from ..store.atomic import write_parquet
 from .batching import by_length
@@ -33,12 +34,12 @@ class Forced:
     log_probability: float  # mean over the response's tokens, nats
 
 
-def forced(session: Session, name: str, params: dict[str, Any]) -> list[Forced]:
+def forced(session: Session, name: str, params: GoldAccuracy | Agreement) -> list[Forced]:
     """Arg max predictions on the gold items, computed once for all benchmarks of the suite that ask for the same ones.
 
     The phase, and so the energy, is that of the first.
     """
-    key = ("gold", params["items"], params["seed"])
+    key = ("gold", params.items, params.seed)
     if key not in session.memo:
         from ..data.generated import evaluation_items
 
@@ -86,7 +87,7 @@ def share(left: Sequence[int], right: Sequence[int]) -> float:
     return sum(a == b for a, b in zip(left, right, strict=True)) / len(left)
 
 
-def gold_accuracy(session: Session, name: str, params: dict[str, Any]) -> Result:
+def gold_accuracy(session: Session, name: str, params: GoldAccuracy | Agreement) -> Result:
     """Share of an item's gold response tokens that the arg max predicts, averaged over items.
 
     Chance: the best constant guess, i.e. the most frequent token.
@@ -107,7 +108,7 @@ def gold_accuracy(session: Session, name: str, params: dict[str, Any]) -> Result
     return summarise(items, best_constant([row.gold for row in rows]))
 
 
-def agreement(session: Session, name: str, params: dict[str, Any]) -> Result:
+def agreement(session: Session, name: str, params: GoldAccuracy | Agreement) -> Result:
     """Share of an item's gold positions on which the arg max is the teacher's, averaged over items.
 
     The teacher agrees with itself (score 1). Chance: the best constant guess of the teacher's predictions.

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..config.evaluation import LmEval
 from ..errors import UserError
 from . import harness_tasks
 from .generate import generate
@@ -28,21 +29,21 @@ CHANCE = {"gsm8k": 0.0, "mmlu": 0.25}
 TRIVIAL = ("I do not know.", "yes", 'Answer:\n\n* one\n* two\n\n"The end"')
 
 
-def lm_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
+def lm_eval(session: Session, name: str, params: LmEval) -> Result:
     """Run one task of the harness. MMLU: accuracy over all rows. GSM8K: exact match of the last number (strict match in
     ``extra``). IFEval: prompt-level strict accuracy (the other three in ``extra``). Any other: see ``named_task``.
 
     The chat template is applied to IFEval, whose prompts are requests, and not to the other two, as the harness does by
     default; ``chat`` overrides.
     """
-    if params["task"] not in READ:
+    if params.task not in READ:
         return named_task(session, name, params)
-    task, folder = params["task"], session.scratch(name)
-    chat = params.get("chat")
+    task, folder = params.task, session.scratch(name)
+    chat = params.chat
     chat = task == "ifeval" if chat is None else chat
     notes = [f"lm-eval {_version()}"]
-    local = _local(task, params, folder) if params.get("data") else None
-    shots = params.get("few_shot")
+    local = _local(task, params, folder) if params.data else None
+    shots = params.few_shot
     if local is not None:
         notes += local.notes
         shots = local.shots
@@ -54,16 +55,16 @@ def lm_eval(session: Session, name: str, params: dict[str, Any]) -> Result:
     return summarise(items, chance, "; ".join(notes), few_shot=shots)
 
 
-def named_task(session: Session, name: str, params: dict[str, Any]) -> Result:
+def named_task(session: Session, name: str, params: LmEval) -> Result:
     """A task of the harness, or the user's own, as its YAML says: the mean over items of the metric that is asked for,
     else of its first that is better when higher."""
-    chat = bool(params.get("chat"))
-    manager = harness_tasks.manager_of(params["task"], params.get("include_path"))
+    chat = bool(params.chat)
+    manager = harness_tasks.manager_of(params.task, params.include_path)
     with _quiet():
-        samples, done = _samples(session, name, params, manager, [params["task"]], params.get("few_shot"), chat)
-    metric, kept = harness_tasks.choose(samples, done["higher_is_better"], params.get("metric"), params.get("filter"))
+        samples, done = _samples(session, name, params, manager, [params.task], params.few_shot, chat)
+    metric, kept = harness_tasks.choose(samples, done["higher_is_better"], params.metric, params.filter)
     items = harness_tasks.read(samples, metric, kept, _text, lambda text: len(session.encode(text)))
-    chance = params.get("chance")
+    chance = params.chance
     chance = harness_tasks.chance(samples, kept) if chance is None else chance
     template = f"chat template {'applied' if chat else 'not applied'}"
     notes = [f"lm-eval {_version()}", f"metric {metric}", f"filter {kept}", template]
@@ -75,15 +76,17 @@ def _version() -> str:
     return version("lm_eval")
 
 
-def _local(task: str, params: dict[str, Any], folder: Path) -> LocalTask:
-    path = Path(params["data"]).expanduser()
+def _local(task: str, params: LmEval, folder: Path) -> LocalTask:
+    path = Path(params.data).expanduser()
     if not path.exists():
         raise UserError(f"evaluation: data {path} of task {task} does not exist")
     make = {"gsm8k": gsm8k, "mmlu": mmlu, "ifeval": ifeval}[task]
-    return make(path, folder, params.get("limit"), params.get("few_shot"), params["seed"])
+    return make(path, folder, params.limit, params.few_shot, params.seed)
 
 
-def _run(session: Session, name: str, task: str, params, local: LocalTask | None, shots, chat: bool) -> list[dict]:
+def _run(
+    session: Session, name: str, task: str, params: LmEval, local: LocalTask | None, shots, chat: bool
+) -> list[dict]:
     """The harness's samples of all subtasks, each with its task's name."""
     from lm_eval.tasks import TaskManager
 
@@ -91,37 +94,37 @@ def _run(session: Session, name: str, task: str, params, local: LocalTask | None
         manager = TaskManager(include_path=str(local.folder), include_defaults=False)
         tasks, limit = local.tasks, None
     else:
-        manager, tasks, limit = TaskManager(), [task], params.get("limit")
+        manager, tasks, limit = TaskManager(), [task], params.limit
         default = {"gsm8k": GSM8K_SHOTS, "mmlu": MMLU_SHOTS, "ifeval": 0}[task]
         shots = default if shots is None else shots
-    return _samples(session, name, {**params, "limit": limit}, manager, tasks, shots, chat)[0]
+    return _samples(session, name, params.model_copy(update={"limit": limit}), manager, tasks, shots, chat)[0]
 
 
-def _samples(session: Session, name: str, params, manager, tasks, shots, chat: bool) -> tuple[list[dict], dict]:
+def _samples(session: Session, name: str, params: LmEval, manager, tasks, shots, chat: bool) -> tuple[list[dict], dict]:
     """(samples of all subtasks with their task's name, all that the harness returned)."""
     from lm_eval import simple_evaluate
 
-    limited = params.get("max_new_tokens")
+    limited = params.max_new_tokens
     with session.phase(name):
         done = simple_evaluate(
-            model=_engine_model(session) if session.engine else _counting_model(session, params["batch_size"]),
+            model=_engine_model(session) if session.engine else _counting_model(session, params.batch_size),
             tasks=tasks,
             num_fewshot=shots,
             task_manager=manager,
-            limit=params.get("limit"),
+            limit=params.limit,
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
-            gen_kwargs={"max_gen_toks": limited} if limited and params["task"] != "mmlu" else None,
+            gen_kwargs={"max_gen_toks": limited} if limited and params.task != "mmlu" else None,
             bootstrap_iters=0,
             log_samples=True,
-            random_seed=params["seed"],
-            numpy_random_seed=params["seed"],
-            torch_random_seed=params["seed"],
-            fewshot_random_seed=params["seed"],
+            random_seed=params.seed,
+            numpy_random_seed=params.seed,
+            torch_random_seed=params.seed,
+            fewshot_random_seed=params.seed,
         )
     found = [{**row, "task": key} for key, rows in done["samples"].items() for row in rows]
     if not found:
-        raise RuntimeError(f"the harness returned no sample of {params['task']}")
+        raise RuntimeError(f"the harness returned no sample of {params.task}")
     return found, done
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from ..config.evaluation import Inference
 from ..store.atomic import write_parquet
 from .prefix import cache_argument, cache_of, is_plain
 from .result import Result
@@ -17,18 +18,18 @@ from .serving import fixed_prompts, serving
 from .session import Session
 
 
-def inference(session: Session, name: str, params: dict[str, Any]) -> tuple[Result, list[dict[str, Any]]]:
+def inference(session: Session, name: str, params: Inference) -> tuple[Result, list[dict[str, Any]]]:
     """Rows of ``inference.parquet``. Decoding is greedy and never ends early, so every model does the same work.
 
     A phase repeats whole passes until ``min_seconds``; its joules divide by the tokens of all of them. Prefill counts
     prompt tokens, decode the tokens generated after the first, which the prefill yields.
     """
-    if params.get("engine") == "vllm" or params.get("workload"):
+    if params.engine == "vllm" or params.workload:
         return serving(session, name, params)
     rows = []
     with torch.inference_mode():
-        for batch_size in params["batch_sizes"]:
-            ids = prompt_batch(session, batch_size, params["prompts"], params["prompt_tokens"])
+        for batch_size in params.batch_sizes:
+            ids = prompt_batch(session, batch_size, params.prompts, params.prompt_tokens)
             rows += _measure(session, name, ids, params)
     return Result([], None, None, None), rows
 
@@ -38,9 +39,9 @@ def prompt_batch(session: Session, batch_size: int, prompts: int, length: int):
     return torch.tensor(fixed_prompts(session, batch_size, prompts, length), device=session.device)
 
 
-def _measure(session: Session, name: str, ids, params: dict[str, Any]) -> list[dict[str, Any]]:
+def _measure(session: Session, name: str, ids, params: Inference) -> list[dict[str, Any]]:
     batch, length = ids.shape
-    steps, least = params["new_tokens"], params["min_seconds"]
+    steps, least = params.new_tokens, params.min_seconds
     cache, first = _prefill(session, ids)  # also warms up
     _decode(session, _fresh(cache, length), first, length, min(steps, 2))
     session.count(processed=batch * length, generated=batch * (1 + min(steps, 2)))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.evaluation import Judge
 from ..errors import UserError
 from ..models.sources import load_model, load_tokenizer
 from .choice import score_continuations, softmax
@@ -60,16 +61,16 @@ class Endpoint:
     """Chat completions of an OpenAI-compatible server. UserError for a missing or refused key and where no server
     answers, RuntimeError where it refuses a request."""
 
-    def __init__(self, params: dict[str, Any], pause_s: float = 1.0) -> None:
-        self.model = params["model"]
-        base = params.get("base_url") or OPENAI_API
+    def __init__(self, params: Judge, pause_s: float = 1.0) -> None:
+        self.model = params.model
+        base = params.base_url or OPENAI_API
         self.url = base.rstrip("/") + "/chat/completions"
-        self.key_name = params["api_key_env"]
+        self.key_name = params.api_key_env
         self.key = os.environ.get(self.key_name)
         self._opener = urllib.request.build_opener(SameHost())
-        if not self.key and not params.get("base_url"):
-            raise UserError(f"evaluation: judge {self.model}: environment variable {params['api_key_env']} is not set")
-        self.temperature = params.get("temperature")
+        if not self.key and not params.base_url:
+            raise UserError(f"evaluation: judge {self.model}: environment variable {params.api_key_env} is not set")
+        self.temperature = params.temperature
         self.pause_s = pause_s
         self.usage = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
@@ -145,8 +146,8 @@ class Endpoint:
 class LocalModel:
     """An in-process model asked for the likelihood of short answers."""
 
-    def __init__(self, params: dict[str, Any], session: Session) -> None:
-        self.model = params["model"]
+    def __init__(self, params: Judge, session: Session) -> None:
+        self.model = params.model
         path = Path(self.model).expanduser()
         spec = {"source": "folder", "path": str(path)} if path.is_dir() else {"source": "hub", "id": self.model}
         model = load_model(spec, {}, session.dtype)
@@ -171,9 +172,9 @@ class LocalModel:
 
 
 @contextlib.contextmanager
-def opened(session: Session, params: dict[str, Any]) -> Iterator[Endpoint | LocalModel]:
+def opened(session: Session, params: Judge) -> Iterator[Endpoint | LocalModel]:
     """The judge of a benchmark, inside the phase that books its energy."""
-    if params["kind"] == "openai":
+    if params.kind == "openai":
         endpoint = Endpoint(params)
         with session.phase("judge_wait"):
             yield endpoint
@@ -182,12 +183,12 @@ def opened(session: Session, params: dict[str, Any]) -> Iterator[Endpoint | Loca
         yield LocalModel(params, session)
 
 
-def facts(session: Session, params: dict[str, Any], judge: Endpoint | LocalModel) -> dict[str, Any]:
+def facts(session: Session, params: Judge, judge: Endpoint | LocalModel) -> dict[str, Any]:
     """Who judged, by which prompt, at what cost. Unknown joules are None with a reason."""
     found: dict[str, Any] = {
-        "judge": params["model"],
-        "judge_kind": params["kind"],
-        "judge_prompt_version": params["prompt_version"],
+        "judge": params.model,
+        "judge_kind": params.kind,
+        "judge_prompt_version": params.prompt_version,
     }
     if isinstance(judge, Endpoint):
         found |= {f"judge_{key}": value for key, value in judge.usage.items()}
@@ -200,7 +201,7 @@ def facts(session: Session, params: dict[str, Any], judge: Endpoint | LocalModel
     return found
 
 
-def judged(params: dict[str, Any], verdicts: Sequence[float | None], facts: dict[str, Any]) -> list[int]:
+def judged(params: Judge, verdicts: Sequence[float | None], facts: dict[str, Any]) -> list[int]:
     """Indices of the verdicts that could be read; the others are counted in ``facts`` and are in no score.
 
     Raises RuntimeError if there is none.
@@ -208,7 +209,7 @@ def judged(params: dict[str, Any], verdicts: Sequence[float | None], facts: dict
     kept = [i for i, verdict in enumerate(verdicts) if verdict is not None]
     facts["judge_unreadable"] = len(verdicts) - len(kept)
     if not kept:
-        raise RuntimeError(f"judge {params['model']}: no reply can be read, each asked for {ASKS} times")
+        raise RuntimeError(f"judge {params.model}: no reply can be read, each asked for {ASKS} times")
     return kept
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.evaluation import MtBench101
 from ..errors import UserError
 from . import judges
 from .generate import Completion, generate
@@ -47,30 +48,30 @@ class Turn:
         return [*said, {"role": "user", "content": self.request}]
 
 
-def mt_bench_101(session: Session, name: str, params: dict[str, Any]) -> Result:
+def mt_bench_101(session: Session, name: str, params: MtBench101) -> Result:
     """Mean over tasks of the mean over dialogues of the minimum grade. Chance: 1, the worst grade."""
-    judge_params = params["judge"]
-    prompt = judges.template("turns", judge_params["prompt_version"])
+    judge_params = params.judge
+    prompt = judges.template("turns", judge_params.prompt_version)
     turns = load(params, name)
     with session.phase(name):
         ids = [session.prompt_ids(turn.messages) for turn in turns]
-        answers = generate(session, ids, params["max_new_tokens"], seed=params["seed"])
+        answers = generate(session, ids, params.max_new_tokens, seed=params.seed)
     texts = [judge_prompt(prompt, turn, answer.text) for turn, answer in zip(turns, answers, strict=True)]
     with judges.opened(session, judge_params) as judge:
         grade = _by_endpoint if isinstance(judge, judges.Endpoint) else _by_likelihood
-        grades = grade(judge, texts, params["seed"])
+        grades = grade(judge, texts, params.seed)
     facts = judges.facts(session, judge_params, judge)
     # A dialogue's score is its minimum: without one of its grades it has none.
     ungraded = {turn.dialogue for turn, grade in zip(turns, grades, strict=True) if grade is None}
     judges.judged(judge_params, grades, facts)
     kept = [i for i, turn in enumerate(turns) if turn.dialogue not in ungraded]
     if not kept:
-        raise RuntimeError(f"judge {judge_params['model']}: no dialogue has all of its grades")
+        raise RuntimeError(f"judge {judge_params.model}: no dialogue has all of its grades")
     turns, answers, grades = ([values[i] for i in kept] for values in (turns, answers, grades))
     items = dialogues(turns, answers, grades)
     tasks = by_task(items)
-    notes = f"own judge prompt {judge_params['prompt_version']}, judge {judge_params['model']}"
-    if judge_params["kind"] == "local":
+    notes = f"own judge prompt {judge_params.prompt_version}, judge {judge_params.model}"
+    if judge_params.kind == "local":
         notes += "; a likelihood judge is a proxy, outside Q"
     if set(tasks) != set(RUBRICS):
         notes += f"; {len(tasks)} of {len(RUBRICS)} tasks"
@@ -82,11 +83,11 @@ def mt_bench_101(session: Session, name: str, params: dict[str, Any]) -> Result:
     return Result(items, score, stderr, FLOOR, notes, {**facts, "judged_turns": len(turns)})
 
 
-def load(params: dict[str, Any], name: str) -> list[Turn]:
+def load(params: MtBench101, name: str) -> list[Turn]:
     """The judged turns of the data file, all of them or those of ``limit`` dialogues drawn evenly over the tasks."""
-    if not params.get("data"):
+    if not params.data:
         raise UserError(f"evaluation.benchmarks.{name}.data: needs the JSON-lines file of MT-Bench-101")
-    path = Path(params["data"]).expanduser()
+    path = Path(params.data).expanduser()
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
@@ -94,7 +95,7 @@ def load(params: dict[str, Any], name: str) -> list[Turn]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or row.get("task") not in RUBRICS or not row.get("history"):
             raise UserError(f"{path}: row {number} needs a task of {', '.join(RUBRICS)} and a history")
-    return [turn for row in draw(rows, params.get("limit"), params["seed"]) for turn in judged_turns(row)]
+    return [turn for row in draw(rows, params.limit, params.seed) for turn in judged_turns(row)]
 
 
 def draw(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:

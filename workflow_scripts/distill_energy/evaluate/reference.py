@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..config.evaluation import ReferenceAnswers
 from ..data.chat import Conversation, encode, first_assistant
 from ..data.files import files_of, read_file
 from ..data.formats import Filtered, Refused, read
@@ -40,8 +41,8 @@ class Pair:
         return {"id": self.item_id, "prompt": self.prompt, "response": self.response}
 
 
-def reference(session: Session, name: str, params: dict[str, Any]) -> Result:
-    """Score by ``params["score"]``.
+def reference(session: Session, name: str, params: ReferenceAnswers) -> Result:
+    """Score by ``params.score``.
 
     ``likelihood``: exp of the mean log-probability of the answer's tokens (the inverse of its perplexity), averaged
     over items; chance is a uniform guess over the vocabulary. ``exact_match``: share of greedy answers that are the
@@ -49,10 +50,10 @@ def reference(session: Session, name: str, params: dict[str, Any]) -> Result:
     judge prefers the model's answer to the reference; chance is 0.
     """
     pairs = load(session, name, params)
-    return SCORES[params["score"]](session, name, params, pairs)
+    return SCORES[params.score](session, name, params, pairs)
 
 
-def _likelihood(session: Session, name: str, params: dict[str, Any], pairs: list[Pair]) -> Result:
+def _likelihood(session: Session, name: str, params: ReferenceAnswers, pairs: list[Pair]) -> Result:
     with session.phase(name):
         rows = predict(
             session, [pair.as_item() for pair in pairs], [(pair.prompt_ids, pair.response_ids) for pair in pairs]
@@ -72,9 +73,9 @@ def _likelihood(session: Session, name: str, params: dict[str, Any], pairs: list
     return summarise(items, 1.0 / session.head.weight.shape[0])
 
 
-def _exact_match(session: Session, name: str, params: dict[str, Any], pairs: list[Pair]) -> Result:
+def _exact_match(session: Session, name: str, params: ReferenceAnswers, pairs: list[Pair]) -> Result:
     with session.phase(name):
-        done = generate(session, [p.prompt_ids for p in pairs], params["max_new_tokens"], seed=params["seed"])
+        done = generate(session, [p.prompt_ids for p in pairs], params.max_new_tokens, seed=params.seed)
     items = [
         Item(
             pair.item_id,
@@ -92,19 +93,19 @@ def _exact_match(session: Session, name: str, params: dict[str, Any], pairs: lis
     return summarise(items, commonest / len(pairs) if commonest > 1 else 0.0)
 
 
-def _judged(session: Session, name: str, params: dict[str, Any], pairs: list[Pair]) -> Result:
+def _judged(session: Session, name: str, params: ReferenceAnswers, pairs: list[Pair]) -> Result:
     return win_rate(session, name, params, [Duel(p.item_id, p.prompt, p.prompt_ids, p.response) for p in pairs])
 
 
 SCORES = {"likelihood": _likelihood, "exact_match": _exact_match, "judged": _judged}
 
 
-def load(session: Session, name: str, params: dict[str, Any]) -> list[Pair]:
+def load(session: Session, name: str, params: ReferenceAnswers) -> list[Pair]:
     """The pairs of a benchmark, ``items`` of them drawn by the seed. Raises UserError naming file and row."""
-    pairs = _of_dataset(session, params["dataset"]) if params.get("dataset") else _of_file(session, params)
+    pairs = _of_dataset(session, params.dataset) if params.dataset else _of_file(session, params)
     if not pairs:
-        raise UserError(f"evaluation.benchmarks.{name}: {params.get('dataset') or params['data']} has no usable row")
-    return pick(pairs, params.get("items"), params["seed"])
+        raise UserError(f"evaluation.benchmarks.{name}: {params.dataset or params.data} has no usable row")
+    return pick(pairs, params.items, params.seed)
 
 
 def _of_dataset(session: Session, dataset: str) -> list[Pair]:
@@ -138,10 +139,10 @@ def conversations(data: str, format_name: str | None) -> list[tuple[str, Convers
     return found
 
 
-def _of_file(session: Session, params: dict[str, Any]) -> list[Pair]:
+def _of_file(session: Session, params: ReferenceAnswers) -> list[Pair]:
     """The first answer of each conversation, with all that precedes it."""
     pairs = []
-    for place, found in conversations(params["data"], params.get("format")):
+    for place, found in conversations(params.data, params.format):
         messages = list(found.messages[: first_assistant(found.messages) + 1])
         encoded = encode(session.tokenizer, session.accepted(messages), stops=session.stop_ids)
         if encoded is None:

@@ -17,10 +17,11 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from ..config.evaluation import Inference
 from ..data.generated import evaluation_items
 from ..errors import UserError
 from ..teacher.generation.jobs import Prompt
-from ..teacher.generation.transformers_engine import TransformersEngine
+from ..teacher.generation.transformers_engine import Sampling, TransformersEngine
 from ..teacher.generation.vllm_engine import VllmEngine, served_model
 from .generate import thinking_tokens
 from .result import Result
@@ -37,16 +38,14 @@ GREEDY = {"temperature": 0.0, "top_p": 1.0}
 Answers = Callable[[list[Prompt], int], list[dict[str, Any]]]
 
 
-def serving(session: Session, name: str, params: dict[str, Any]) -> tuple[Result, list[dict[str, Any]]]:
+def serving(session: Session, name: str, params: Inference) -> tuple[Result, list[dict[str, Any]]]:
     """Rows of ``inference.parquet``, three a concurrency.
 
     ``prefill``: the same prompts, one token each. ``served``: prompts and answers together; J/token divides by
     generated tokens. ``decode``: their difference, marked ``derived``. Whole passes repeat until ``min_seconds``.
     """
     prompts, fixed = workload(session, params)
-    levels = [
-        (len(prompts), True) if c == "saturated" else (c, False) for c in params.get("concurrency") or CONCURRENCY
-    ]
+    levels = [(len(prompts), True) if c == "saturated" else (c, False) for c in params.concurrency or CONCURRENCY]
     most = max(level for level, _ in levels)
     room = max(len(prompt.prompt_ids) + prompt.room for prompt in prompts)
     rows, facts = [], {}
@@ -59,15 +58,15 @@ def serving(session: Session, name: str, params: dict[str, Any]) -> tuple[Result
     return Result([], None, None, None, None, facts), rows
 
 
-def workload(session: Session, params: dict[str, Any]) -> tuple[list[Prompt], bool]:
+def workload(session: Session, params: Inference) -> tuple[list[Prompt], bool]:
     """(requests, whether every answer takes all of its room). Raises UserError for a file that is not a workload."""
-    count, room = params.get("requests") or REQUESTS, params["new_tokens"]
-    named = params.get("workload")
+    count, room = params.requests or REQUESTS, params.new_tokens
+    named = params.workload
     if named is None:
-        ids = fixed_prompts(session, count, params["prompts"], params["prompt_tokens"])
+        ids = fixed_prompts(session, count, params.prompts, params.prompt_tokens)
         return [Prompt(str(i), tuple(row), "", room) for i, row in enumerate(ids)], True
     if named == "held_out":
-        texts: list[Any] = [item["prompt"] for item in evaluation_items("gold", count, params["seed"])]
+        texts: list[Any] = [item["prompt"] for item in evaluation_items("gold", count, params.seed)]
     else:
         texts = read_prompts(Path(named).expanduser(), count)
     return [Prompt(str(i), tuple(session.prompt_ids(text)), "", room) for i, text in enumerate(texts)], False
@@ -115,11 +114,11 @@ def read_prompts(path: Path, count: int) -> list[Any]:
 
 @contextlib.contextmanager
 def _engine(
-    session: Session, params: dict[str, Any], length: int, concurrency: int, fixed: bool
+    session: Session, params: Inference, length: int, concurrency: int, fixed: bool
 ) -> Iterator[tuple[Answers, dict[str, Any]]]:
     """The engine's answers, and what is to be known of it."""
-    if params.get("engine") == "vllm":
-        options = {"enable_prefix_caching": False} | (params.get("engine_options") or {})
+    if params.engine == "vllm":
+        options = {"enable_prefix_caching": False} | (params.engine_options or {})
         with vllm(session, length, concurrency, options) as engine:
             yield (
                 lambda prompts, level: engine.serve(prompts, 0, concurrency=level, fixed=fixed),
@@ -128,7 +127,7 @@ def _engine(
         return
 
     def in_batches(prompts: list[Prompt], level: int) -> list[dict[str, Any]]:
-        engine = TransformersEngine(session.model, session.tokenizer, {**GREEDY, "batch_size": level})
+        engine = TransformersEngine(session.model, session.tokenizer, Sampling(**GREEDY, batch_size=level))
         return [{"ids": answer.ids} for answer in engine.answer(prompts, 0)]
 
     yield in_batches, {"engine": "transformers (batches in lock step, eager)"}
@@ -173,13 +172,13 @@ def described(engine: VllmEngine) -> dict[str, Any]:
 def _measure(
     session: Session,
     name: str,
-    params: dict[str, Any],
+    params: Inference,
     prompts: list[Prompt],
     level: int,
     saturated: bool,
     answers: Answers,
 ) -> list[dict[str, Any]]:
-    least = params["min_seconds"]
+    least = params.min_seconds
     first = [Prompt(prompt.id, prompt.prompt_ids, prompt.prompt, 1) for prompt in prompts]
     key = f"{name}:{{}}:{'saturated' if saturated else level}"
     with session.phase(key.format("prefill")) as prefill:
@@ -193,8 +192,8 @@ def _measure(
     common = {
         "batch_size": level,
         "saturated": saturated,
-        "engine": params.get("engine") or "transformers",
-        "workload": params.get("workload") or f"{params['prompt_tokens']} + {params['new_tokens']} tokens",
+        "engine": params.engine or "transformers",
+        "workload": params.workload or f"{params.prompt_tokens} + {params.new_tokens} tokens",
         "requests": len(prompts),
         "prompt_tokens": asked,
     }

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from ..config.evaluation import Benchmark, Inference, LmEval, ReferenceAnswers
+from ..config.params import EvaluationParams
+from ..context import Context
 from ..errors import UserError
 from .score import Score, above_chance
 
@@ -40,19 +43,19 @@ def runner(kind: str) -> Callable[..., Any]:
     return getattr(import_module(f".{module}", __package__), function)
 
 
-def main(ctx) -> dict[str, Any]:
+def main(ctx: Context[EvaluationParams]) -> dict[str, Any]:
     """Run the suite of ``ctx.spec`` and write its tables. Returns scores and token facts for the sidecar.
 
     A benchmark that raises is recorded as failed with its reason and the others go on; bad input (UserError) stops.
     """
-    params = ctx.spec.params
-    for name, benchmark in params["benchmarks"].items():
-        if benchmark["kind"] != "inference":
-            runner(benchmark["kind"])
-        if benchmark["kind"] == "agreement" and _role(ctx) != "teacher" and "teacher_evaluation" not in ctx.inputs:
+    params = ctx.params
+    for name, benchmark in params.benchmarks.items():
+        if benchmark.kind != "inference":
+            runner(benchmark.kind)
+        if benchmark.kind == "agreement" and _role(ctx) != "teacher" and "teacher_evaluation" not in ctx.inputs:
             raise UserError(f"evaluation.benchmarks.{name}: agreement needs the teacher's evaluation of the same suite")
     session = open_session(ctx)
-    outcome = run_suite(session, params["benchmarks"], params.get("engine"))
+    outcome = run_suite(session, params.benchmarks, params.engine)
     _contamination(ctx, outcome)
     return _write(ctx, session, outcome)
 
@@ -67,13 +70,13 @@ def open_session(ctx):
         from ..models.sources import load_model, load_tokenizer
         from .session import Session
 
-    params = ctx.spec.params
+    params = ctx.params
     start = time.perf_counter()
     with ctx.meter.phase("load"):
         model = None
-        if not all(by_vllm(benchmark, params.get("engine")) for benchmark in params["benchmarks"].values()):
-            model = load_model(params["model"], ctx.inputs, params["dtype"])
-        tokenizer = load_tokenizer(params["model"], ctx.inputs)
+        if not all(by_vllm(benchmark, params.engine) for benchmark in params.benchmarks.values()):
+            model = load_model(params.model, ctx.inputs, params.dtype)
+        tokenizer = load_tokenizer(params.model, ctx.inputs)
     where = "" if model is None else f" on {model.device}, {model.dtype}"
     ctx.log(f"loaded in {time.perf_counter() - start:.1f} s{where}")
     return Session(
@@ -83,26 +86,28 @@ def open_session(ctx):
         ctx.log,
         ctx.inputs,
         _role(ctx),
-        params["dtype"],
+        params.dtype,
         work=ctx.work,
-        enable_thinking=params.get("enable_thinking"),
-        source=(params["model"], ctx.inputs),
+        enable_thinking=params.enable_thinking,
+        source=(params.model, ctx.inputs),
     )
 
 
-def by_vllm(benchmark: dict[str, Any], engine: str | None) -> bool:
+def by_vllm(benchmark: Benchmark, engine: str | None) -> bool:
     """Whether vLLM answers a benchmark: its own ``engine``, or the suite's for benchmarks that generate."""
-    if benchmark["kind"] == "inference":
-        return benchmark.get("engine") == "vllm"
-    if benchmark["kind"] == "reference":
-        return engine == "vllm" and benchmark["score"] != "likelihood"
-    return engine == "vllm" and (benchmark["kind"] in GENERATES or benchmark.get("task") in GENERATING_TASKS)
+    if isinstance(benchmark, Inference):
+        return benchmark.engine == "vllm"
+    if isinstance(benchmark, ReferenceAnswers):
+        return engine == "vllm" and benchmark.score != "likelihood"
+    if isinstance(benchmark, LmEval):
+        return engine == "vllm" and benchmark.task in GENERATING_TASKS
+    return engine == "vllm" and benchmark.kind in GENERATES
 
 
 class Outcome:
     """What a suite yielded: results by benchmark, reasons of failures, rows of inference cost."""
 
-    def __init__(self, benchmarks: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, benchmarks: dict[str, Benchmark]) -> None:
         self.benchmarks = benchmarks
         self.results: dict[str, Any] = {}
         self.failures: dict[str, str] = {}
@@ -111,7 +116,7 @@ class Outcome:
         self.flops: dict[str, float | None] = {}
 
 
-def run_suite(session, benchmarks: dict[str, dict[str, Any]], engine: str | None = None) -> Outcome:
+def run_suite(session, benchmarks: dict[str, Benchmark], engine: str | None = None) -> Outcome:
     """Run every benchmark; only bad input (UserError) ends the suite.
 
     What the loaded model answers comes first; then it is let go, and vLLM answers the rest: one holds the device's
@@ -125,8 +130,8 @@ def run_suite(session, benchmarks: dict[str, dict[str, Any]], engine: str | None
     if not served:
         return outcome
     session.unload()
-    _run(session, outcome, {name: params for name, params in served.items() if params["kind"] == "inference"})
-    generating = {name: params for name, params in served.items() if params["kind"] != "inference"}
+    _run(session, outcome, {name: params for name, params in served.items() if params.kind == "inference"})
+    generating = {name: params for name, params in served.items() if params.kind != "inference"}
     if generating:
         with vllm(session, None, ENGINE_CONCURRENCY) as session.engine:
             _run(session, outcome, generating)
@@ -134,7 +139,7 @@ def run_suite(session, benchmarks: dict[str, dict[str, Any]], engine: str | None
     return outcome
 
 
-def _run(session, outcome: Outcome, benchmarks: dict[str, dict[str, Any]]) -> None:
+def _run(session, outcome: Outcome, benchmarks: dict[str, Benchmark]) -> None:
     from .inference import inference
     from .resume import keep, kept
 
@@ -142,16 +147,16 @@ def _run(session, outcome: Outcome, benchmarks: dict[str, dict[str, Any]]) -> No
         start, before = time.perf_counter(), session.operations.total()
         earlier = None
         try:
-            if params["kind"] == "inference":
+            if params.kind == "inference":
                 outcome.results[name], rows = inference(session, name, params)
                 outcome.inference += rows
-            elif (earlier := kept(session, name, params["kind"])) is not None:
+            elif (earlier := kept(session, name, params.kind)) is not None:
                 outcome.results[name] = earlier
                 session.log(f"{name} was finished by an earlier attempt")
             else:
-                outcome.results[name] = runner(params["kind"])(session, name, params)
+                outcome.results[name] = runner(params.kind)(session, name, params)
                 outcome.results[name].facts["flops"] = _since(session, before)
-                keep(session, name, params["kind"], outcome.results[name])
+                keep(session, name, params.kind, outcome.results[name])
         except UserError:
             raise
         except Exception as error:
@@ -205,8 +210,8 @@ def score_rows(outcome: Outcome, role: str, spent: dict[str, list[Any]]) -> list
     for name, params in outcome.benchmarks.items():
         row = {
             "benchmark": name,
-            "kind": params["kind"],
-            "in_quality": params["in_quality"],
+            "kind": params.kind,
+            "in_quality": params.in_quality,
             "status": "ok",
             "n": 0,
             "contaminated": outcome.contaminated.get(name),
@@ -248,9 +253,9 @@ def _write(ctx, session, outcome: Outcome) -> dict[str, Any]:
 
     rows = score_rows(outcome, session.role, session.spent)
     agreements = {
-        name: session.memo[("gold", params["items"], params["seed"])]
+        name: session.memo[("gold", params.items, params.seed)]
         for name, params in outcome.benchmarks.items()
-        if params["kind"] == "agreement" and name in outcome.results
+        if params.kind == "agreement" and name in outcome.results
     }
     if agreements:
         write_predictions(ctx.out / PREDICTIONS, agreements)

@@ -21,6 +21,9 @@ from typing import Any
 
 import psutil
 
+from ..config.evaluation import Inference
+from ..config.params import read_params
+from ..config.sources import Generation, Logits
 from ..errors import UserError
 from ..stage import let_threads_sleep
 
@@ -257,8 +260,7 @@ def cached(job: dict[str, Any], folder: Path, vocabulary: int, device: str) -> P
     from ..teacher.logits import load_examples
 
     examples = load_examples(folder / "train.parquet")
-    settings = {k: v for k, v in job["logits"].items() if k not in ("batch_tokens", "audit_examples")}
-    spec = CacheSpec.from_params({**settings, "seed": SEED}, vocabulary)
+    spec = CacheSpec.of(Logits.model_validate({**job["logits"], "seed": SEED}), vocabulary)
     out = folder.with_name(f"{folder.name}-cache")
     out.mkdir(parents=True, exist_ok=True)
     same = tokenizer_hash(load_tokenizer({"source": "shaped"}, {}))
@@ -302,18 +304,15 @@ def logits(bench: Bench) -> None:
         count = bench.facts["parameters"] = parameters(teacher.model)
         if count < SAVED:
             weights_hash(teacher.model)
-    settings = params["logits"]
-    cache = CacheSpec.from_params(
-        {k: v for k, v in settings.items() if k not in ("batch_tokens", "audit_examples", "seed")} | {"seed": SEED},
-        teacher.vocabulary,
-    )
+    settings = Logits.model_validate({**params["logits"], "seed": SEED})
+    cache = CacheSpec.of(settings, teacher.vocabulary)
     with bench.phase("data"):
-        unit = settings["batch_tokens"]
+        unit = settings.batch_tokens
         examples = load_examples(data_of(job, teacher.vocabulary, 512) / "train.parquet")
     sizes = [len(row) for row in examples.tokens]
-    whole = min(settings.get("shard_examples") or 512, job["n_train"])
+    whole = min(settings.shard_examples, job["n_train"])
     rows_each = max(1, min(whole, round(unit * len(sizes) / sum(sizes))))
-    audits = max(1, round(settings["audit_examples"] * rows_each / whole))
+    audits = max(1, round(settings.audit_examples * rows_each / whole))
     todo: list[tuple[Any, int]] = []
     caches = 0
 
@@ -328,13 +327,13 @@ def logits(bench: Bench) -> None:
             todo.extend((writer, index) for index in writer.missing)
         writer, index = todo.pop(0)
         span = writer.plan[index]
-        rows, found = make_shard(teacher, cache, examples, span, settings["batch_tokens"], audits, Uncounted())
+        rows, found = make_shard(teacher, cache, examples, span, settings.batch_tokens, audits, Uncounted())
         writer.write(index, rows, found)
         return sum(sizes[slice(*span)])
 
     with torch.inference_mode():
         teacher.check()
-        bench.repeat("forward", shard, batch=settings["batch_tokens"])
+        bench.repeat("forward", shard, batch=settings.batch_tokens)
     labels = sum(examples.n_labels) / len(examples)
     one = flops_of_forward(teacher.model, sizes, sum(examples.n_labels))
     bench.facts |= {"tokens_per_example": sum(sizes) / len(sizes), "labels_per_example": labels}
@@ -345,7 +344,7 @@ def generation(bench: Bench) -> None:
     """``teacher_generation``: batches of prompts answered by transformers. Kinds ``forward`` (prompts) and ``generate``
     (tokens after the first, a batch's prefill taken off)."""
     job, params = bench.job, bench.job["params"]
-    settings = dict(params["generation"])
+    settings = Generation.model_validate(params["generation"])
     with bench.part_of_each("start"):
         import pyarrow.parquet as pq
         import torch
@@ -353,20 +352,21 @@ def generation(bench: Bench) -> None:
         from ..models.flops import flops_of_generation
         from ..models.sources import load_model, load_tokenizer
         from ..teacher.generation.jobs import Prompt
-        from ..teacher.generation.transformers_engine import TransformersEngine
+        from ..teacher.generation.transformers_engine import Sampling, TransformersEngine
         from .shapes import shaped
     with bench.part_of_each("load"):
         spec = shaped(params["model"], inputs_of(job))
         model = load_model(spec, {}, dtype=params.get("dtype", "auto"), device=None)
         bench.facts["parameters"] = parameters(model)
-    if settings["engine"] != "transformers":
-        bench.notes.append(f"by transformers: the configuration's engine, {settings['engine']}, has other rates")
+    if settings.engine != "transformers":
+        bench.notes.append(f"by transformers: the configuration's engine, {settings.engine}, has other rates")
     with bench.phase("data"):
-        folder = data_of(job, model.get_input_embeddings().weight.shape[0], max(64, settings["batch_size"]))
+        folder = data_of(job, model.get_input_embeddings().weight.shape[0], max(64, settings.batch_size))
         rows = pq.read_table(folder / "train.parquet", columns=["prompt_ids"]).to_pylist()
-    size = settings["batch_size"]
+    size = settings.batch_size
     many = sorted((tuple(row["prompt_ids"]) for row in rows), key=len)
-    engine = TransformersEngine(model, load_tokenizer(spec, {}), {**settings, "batch_size": size})
+    sampling = Sampling(settings.temperature, settings.top_p, size)
+    engine = TransformersEngine(model, load_tokenizer(spec, {}), sampling)
     engine.stops = [-1]  # nothing that is drawn ends an answer: batches run in lock step until the last one has
     made = [0, 0]
 
@@ -384,7 +384,7 @@ def generation(bench: Bench) -> None:
             took = (time.monotonic() - begin) / 2
             fill = bench.repeat("forward", lambda: answer(1), 0.25, batch=size)
             affords = int(PROBE * 0.75 * bench.budget_s / ((REPEATS + 1) * took))
-            new = max(2, min(settings["max_new_tokens"], NEW_TOKENS, max(PROBE, affords)))
+            new = max(2, min(settings.max_new_tokens, NEW_TOKENS, max(PROBE, affords)))
             whole = bench.repeat("generate", lambda n=new: answer(n), 0.75, batch=size)
             break
         except torch.OutOfMemoryError:
@@ -393,11 +393,11 @@ def generation(bench: Bench) -> None:
             if size == 1:
                 raise
             size //= 2
-            engine.params["batch_size"] = size
-    if size < settings["batch_size"]:
-        bench.notes.append(f"batches of {size}: {settings['batch_size']} of the configuration do not fit the memory")
-    if new < settings["max_new_tokens"]:
-        bench.notes.append(f"{new} new tokens at a time, the configuration has {settings['max_new_tokens']}")
+            sampling.batch_size = size
+    if size < settings.batch_size:
+        bench.notes.append(f"batches of {size}: {settings.batch_size} of the configuration do not fit the memory")
+    if new < settings.max_new_tokens:
+        bench.notes.append(f"{new} new tokens at a time, the configuration has {settings.max_new_tokens}")
     prompt, n = made[0], made[1] - size
     units = [w["tokens"] / n for w in whole]
     take_off(whole, fill, prompt, units)
@@ -433,7 +433,7 @@ def reference(bench: Bench) -> None:
     device = device_of("cuda" if torch.cuda.is_available() else "cpu", 0)
     with bench.part_of_each("load"):
         spec = shaped(params["model"], inputs_of(job))
-        student = reference_student(params, lambda dtype: load_model(spec, {}, dtype, device))
+        student = reference_student(params["precision"], lambda dtype: load_model(spec, {}, dtype, device))
         bench.facts["parameters"] = parameters(student.lm)
     vocabulary = spec["config"]["vocab_size"]
     with bench.phase("data"):
@@ -487,11 +487,12 @@ def training(bench: Bench) -> None:
             inputs["teacher_logits"] = cached(job, inputs[kind.rows], vocabulary, device)
     if device == "cpu":
         keep_freed_memory()
-    recipe = dict(params["training"])
-    params["training"] = {**recipe, "max_steps": 1_000_000, "eval_every": 1_000_000, "checkpoint_every": 1_000_000}
+    told = read_params("student_training", params)
+    recipe, endless = told.training, dict.fromkeys(("max_steps", "eval_every", "checkpoint_every"), 1_000_000)
+    told = told.model_copy(update={"training": recipe.model_copy(update=endless)})
     with bench.part_of_each("load"):
         work = Path(job["work"]) / "training"
-        task = Job(params, inputs, work, Uncounted(), silent, "rates", "", None, Peers(device=device))
+        task = Job(told, inputs, work, Uncounted(), silent, "rates", "", None, Peers(device=device))
         loop = loop_of(task)
         learner, data = loop.learner, loop.data
         bench.notes += [learner.precision.note] if learner.precision.note else []
@@ -511,13 +512,13 @@ def training(bench: Bench) -> None:
         return checked
 
     try:
-        bench.repeat("train", step, 0.75, batch=recipe["batch_size"])
+        bench.repeat("train", step, 0.75, batch=recipe.batch_size)
         bench.repeat("forward", evaluate, 0.25)
         labels = data.train.label_counts()
         steps = [loop.sampler.batch(i) for i in range(loop.state.step)]
         if loop.live is None:
             batches = ((data.train.sequences(index), int(labels[index].sum())) for index in steps)
-            again = bool(recipe["gradient_checkpointing"])
+            again = recipe.gradient_checkpointing
             one = flops_of_training(learner.student.lm, batches, (), again, learner.adapted, kind.pairs)
             bench.facts["flops_per_token"] = {"train": per(one.get("flops"), loop.state.tokens)}
         with bench.phase("keep") as kept:  # a copy of the weights at each evaluation that is the best so far
@@ -567,7 +568,7 @@ def evaluation(bench: Bench) -> None:
 
     def inferred(least: float) -> list[dict[str, Any]]:
         sizes = {k: cell[k] for k in ("prompt_tokens", "new_tokens")}
-        setting = {"batch_sizes": [size], "prompts": 8, **sizes, "min_seconds": least}
+        setting = Inference(kind="inference", batch_sizes=(size,), prompts=8, **sizes, min_seconds=least)
         return inference(session(), "inference", setting)[1]
 
     while True:
@@ -595,7 +596,7 @@ def evaluation(bench: Bench) -> None:
         if turn > 1 and took * (turn + 1) / turn > (1 - share) * bench.budget_s:
             break
         ours = session()
-        run_suite(ours, own)
+        run_suite(ours, read_params("evaluation", {"model": {}, "benchmarks": own}).benchmarks)
         spent = [part for parts in ours.spent.values() for part in parts]
         joules = None if any(part.joules is None for part in spent) else sum(part.joules for part in spent)
         seconds = sum(part.seconds for part in spent)
@@ -646,8 +647,9 @@ def preprocess(bench: Bench) -> None:
     job = bench.job
     out, params = Path(job["out"]), job["params"]
     out.mkdir(parents=True, exist_ok=True)
-    given = SimpleNamespace(params=params, name=job["name"], spec=None)
-    context = SimpleNamespace(spec=given, inputs=inputs_of(job), out=out, meter=Uncounted(), log=silent)
+    given = SimpleNamespace(params=params, name=job["name"])
+    told = read_params("preprocess", params)
+    context = SimpleNamespace(spec=given, params=told, inputs=inputs_of(job), out=out, meter=Uncounted(), log=silent)
     with bench.part_of_each("start"):
         import pyarrow.compute as pc
         import pyarrow.parquet as pq

@@ -6,17 +6,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..config.training import Training
+
 #: Bytes of a parameter and its gradient in training, by precision; AdamW's two moments take as much again.
 TRAINING_BYTES = {"bf16_autocast": 8, "fp32": 8, "bf16": 4, "bf16_stochastic": 4}
 USABLE = 0.92  # of a card, beside the driver and the allocator
 
 
-def training_bytes(training: Mapping[str, Any]) -> float:
+def training_bytes(training: Training) -> float:
     """Bytes of a parameter in training: weight, gradient, AdamW's moments; with adapters the weight alone."""
-    each = TRAINING_BYTES[training["precision"]]
-    if training.get("lora"):
+    each = TRAINING_BYTES[training.precision]
+    if training.lora:
         return each / 2
-    return 2 * each if training["optimizer"] == "adamw" else each
+    return 2 * each if training.optimizer == "adamw" else each
 
 
 def weight_bytes(dtype: str | None) -> float:
@@ -27,7 +29,7 @@ def weight_bytes(dtype: str | None) -> float:
 def needed(stage: str, params: Mapping[str, Any], parameters: float) -> float:
     """Bytes that a stage's model takes at least."""
     if stage == "student_training":
-        return parameters * training_bytes(params["training"])
+        return parameters * training_bytes(Training.model_validate(params["training"]))
     return parameters * weight_bytes(params.get("dtype"))
 
 

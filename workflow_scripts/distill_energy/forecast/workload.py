@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..config.training import Reference, Training
 from ..models.count import parameter_count
 from ..pipelines import get
 from ..train.budget import GOLD_SHARE, evaluation_rows
@@ -301,10 +302,12 @@ def _reference(base: Workload, spec, sizes: Sizes) -> Workload:
     return _with(base, terms=(Term("forward", parameters, tokens),), bytes=(20 * pairs, 60 * pairs, 120 * pairs))
 
 
-def _share_of_steps(training: Mapping[str, Any]) -> Range:
+def _share_of_steps(training: Training) -> Range:
     """Of ``max_steps``: none is spared before the loss could have failed to fall ``patience`` times."""
-    patience = 2 if training.get("stop_on_two_rises") else training["patience"]
-    first = min((patience + 1) * training["eval_every"] / training["max_steps"], 1.0)
+    reference = training.reference_faithful
+    rises = reference.stop_on_two_rises if isinstance(reference, Reference) else bool(reference)
+    patience = 2 if rises else training.patience
+    first = min((patience + 1) * training.eval_every / training.max_steps, 1.0)
     return tuple(max(share, first) for share in STEPS)
 
 
@@ -313,14 +316,14 @@ def _training(base: Workload, spec, sizes: Sizes) -> Workload:
     parameters = sizes.parameters(student)
     if parameters is None:
         return _with(base, unknown=_lacking(student))
-    training = spec["params"]["training"]
+    training = Training.model_validate(spec["params"]["training"])
     whole = sizes.lengths(dataset, _data_version(base))[0]
     if any(stage == "teacher_generation" for stage, _, _ in base.consumes):
         whole = _answers(base, spec["labels"], sizes)
     kind = (spec["params"].get("pipeline") or {}).get("kind")
-    steps = times(_share_of_steps(training), float(training["max_steps"]))
-    tokens = times(times(steps, whole), training["batch_size"] * (2.0 if kind and get(kind).pairs else 1.0))
-    evaluations = times(steps, 1.0 / training["eval_every"])
+    steps = times(_share_of_steps(training), float(training.max_steps))
+    tokens = times(times(steps, whole), training.batch_size * (2.0 if kind and get(kind).pairs else 1.0))
+    evaluations = times(steps, 1.0 / training.eval_every)
     validation = float(min(sizes.config["datasets"][dataset]["n_validation"], evaluation_rows(training, GOLD_SHARE)))
     checked = times(times(evaluations, whole), validation)
     return _with(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.params import ModelParams
+from ..context import Context
 
-def main(ctx) -> dict[str, Any]:
-    """Convert ``ctx.spec.params["model"]`` into ``ctx.out/model``. Returns its parameter count and vocabulary size."""
+
+def main(ctx: Context[ModelParams]) -> dict[str, Any]:
+    """Convert ``ctx.params.model`` into ``ctx.out/model``. Returns its parameter count and vocabulary size."""
     import json
 
     from ..errors import UserError
     from .count import safetensors_sizes
     from .gguf import convert, find_gguf
 
-    spec = ctx.spec.params["model"]
+    spec = ctx.params.model
     if spec["source"] != "gguf":
         raise UserError(f"preprocess: a model of source {spec['source']!r} needs no conversion")
     folder = ctx.out / "model"

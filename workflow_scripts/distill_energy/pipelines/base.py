@@ -8,13 +8,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..config.base import Section
-from ..config.training import Lora
+from ..config.params import PipelineParams
+from ..config.training import Lora, Training
 from ..errors import UserError
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``params["pipeline"]`` of a stage: α, T and what a kind of its own may read from ``options``."""
+    """A pipeline's parameters, checked: α, T and what a kind of its own may read from ``options``."""
 
     kind: str
     alpha: float | None = None
@@ -46,19 +47,19 @@ class Pipeline:
     live_teacher: bool = False  # the teacher works in each training itself: nothing of it is kept
     loss: str = "ce"  # the file of ``kd/losses/`` whose ``objective`` is minimised
 
-    def settings(self, raw: dict[str, Any]) -> Settings:
+    def settings(self, raw: PipelineParams) -> Settings:
         """Read and check the pipeline's parameters. Raises UserError naming the key."""
-        options = dict(raw.get("options") or {})
+        options = raw.options
         if self.section is not None:
             options = checked(self.kind, self.section, options).model_dump()
-        return Settings(raw["kind"], raw.get("alpha"), raw.get("temperature"), options)
+        return Settings(raw.kind, raw.alpha, raw.temperature, options)
 
-    def refuses(self, training: dict[str, Any]) -> str | None:
+    def refuses(self, training: Training) -> str | None:
         """Why the kind cannot train under these settings, or None."""
-        if self.live_teacher and (training.get("processes") or 1) * (training.get("nodes") or 1) > 1:
+        if self.live_teacher and (training.processes or 1) * (training.nodes or 1) > 1:
             return f"{self.kind} trains in one process"
         return None
 
-    def lora(self, settings: Settings, training: dict[str, Any]) -> Lora | None:
+    def lora(self, settings: Settings, training: Training) -> Lora | None:
         """The adapter to train instead of the weights, or None."""
-        return Lora.model_validate(training["lora"]) if training.get("lora") else None
+        return training.lora

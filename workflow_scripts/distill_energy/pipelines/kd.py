@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..config.params import PipelineParams
 from ..errors import UserError
 from .base import Pipeline, Settings
 
@@ -13,7 +12,7 @@ class Kd(Pipeline):
     needs = "teacher_logits"
     loss = "kd"
 
-    def settings(self, raw: dict[str, Any]) -> Settings:
+    def settings(self, raw: PipelineParams) -> Settings:
         settings = super().settings(raw)
         for key in ("alpha", "temperature"):
             if getattr(settings, key) is None:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..config.training import Lora as Adapter
+from ..config.training import Training
 from .base import Pipeline, Settings, checked
 
 
 class Lora(Pipeline):
     kind = "lora"
 
-    def lora(self, settings: Settings, training: dict[str, Any]) -> Adapter:
-        return checked(self.kind, Adapter, {**(training.get("lora") or {}), **settings.options})
+    def lora(self, settings: Settings, training: Training) -> Adapter:
+        return checked(
+            self.kind, Adapter, {**(training.lora.model_dump() if training.lora else {}), **settings.options}
+        )
 
 
 PIPELINE = Lora()

@@ -8,11 +8,12 @@ and no N*: its energy is each run's own, and the comparison is campaign against 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from ..config.base import Section
+from ..config.params import PipelineParams
 from .base import Pipeline, Settings
 
 
@@ -43,7 +44,7 @@ class OnPolicy(Pipeline):
     live_teacher = True
     section = OnPolicyOptions
 
-    def settings(self, raw: dict[str, Any]) -> Settings:
+    def settings(self, raw: PipelineParams) -> Settings:
         settings = super().settings(raw)
         return settings if settings.temperature is not None else replace(settings, temperature=1.0)
 

@@ -8,11 +8,10 @@ artifacts that serve every seed and β, so they have an N and an N*; what the fi
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from ..config.base import Section
+from ..config.training import Training
 from .base import Pipeline
 
 
@@ -31,8 +30,8 @@ class Preference(Pipeline):
     loss = "dpo"
     section = PreferenceOptions
 
-    def refuses(self, training: dict[str, Any]) -> str | None:
-        if training.get("reference_faithful"):
+    def refuses(self, training: Training) -> str | None:
+        if training.reference_faithful:
             return f"training.reference_faithful reproduces sft, kd and synthetic, not {self.kind}"
         return super().refuses(training)
 

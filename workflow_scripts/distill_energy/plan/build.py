@@ -11,8 +11,10 @@ from typing import Any
 
 from ..config.evaluation import NEEDS_TEACHER, Benchmark
 from ..config.names import meant
+from ..config.params import PipelineParams
 from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
+from ..config.training import Training
 from ..errors import UserError
 from ..pipelines import get, kinds
 from ..store.content import content_of
@@ -67,14 +69,11 @@ def _content(source: dict[str, Any]) -> dict[str, str]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _own(setting: Setting) -> dict[str, Any]:
+def _own(setting: Setting) -> PipelineParams:
     """A pipeline's own parameters, as its kind reads them."""
-    return {
-        "kind": setting.kind,
-        "alpha": setting.alpha,
-        "temperature": setting.temperature,
-        "options": setting.options,
-    }
+    return PipelineParams(
+        kind=setting.kind, alpha=setting.alpha, temperature=setting.temperature, options=setting.options
+    )
 
 
 class _Builder:
@@ -289,7 +288,7 @@ class _Builder:
     def _training(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> StageSpec:
         kind = self._kind(setting)
         needs = kind.needs
-        if why := kind.refuses(setting.training):
+        if why := kind.refuses(Training.model_validate(setting.training)):
             raise UserError(f"{self.config.origin}: pipelines.{setting.pipeline}: {why}")
         model = self.model(student)
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
@@ -305,7 +304,7 @@ class _Builder:
         params: dict[str, Any] = {
             "model": model,
             "teacher": self.model(teacher) if needs or kind.live_teacher else None,
-            "pipeline": _own(setting),
+            "pipeline": _own(setting).model_dump(),
             "training": setting.training,
         }
         group = digest([params, sorted(i.version for i in consumes)])

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..config.params import LogitsParams
 from ..energy.host import describe_hardware
 from ..errors import UserError
 from ..models.sources import model_dtype
@@ -56,8 +57,12 @@ def _visible(index: int) -> str:
 class Crew:
     """Child processes that each hold the teacher. Leaving the block ends them."""
 
-    def __init__(self, params: dict[str, Any], inputs: dict[str, Path], out: Path, count: int) -> None:
-        self.task = {"params": params, "inputs": {k: str(v) for k, v in inputs.items()}, "out": str(out)}
+    def __init__(self, params: LogitsParams, inputs: dict[str, Path], out: Path, count: int) -> None:
+        self.task = {
+            "params": params.model_dump(mode="json"),
+            "inputs": {k: str(v) for k, v in inputs.items()},
+            "out": str(out),
+        }
         self.count = count
         self.children: dict[Connection, subprocess.Popen] = {}
         self.facts: dict[str, Any] | None = None

@@ -12,12 +12,14 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ..config.params import LogitsParams
+from ..context import Context
+
 CHUNK_ROWS = 64
-SHARD_KEYS = {"max_tokens": "shard_tokens", "max_examples": "shard_examples"}
 AUDIT_TOKENS = 512  # response tokens of a shard's audit at most
 
 
-def main(ctx) -> dict[str, Any]:
+def main(ctx: Context[LogitsParams]) -> dict[str, Any]:
     """Write the cache. Goes on from the shards that are complete. Returns the teacher's figures and the certificate."""
     with ctx.meter.phase("start"):
         from ..data.stage import check_made_with
@@ -26,11 +28,11 @@ def main(ctx) -> dict[str, Any]:
         from ..models.sources import bare_model, load_tokenizer
         from .crew import Crew, processes
 
-    params = ctx.spec.params
+    params = ctx.params
     work = Work(params, ctx.inputs, ctx.out)
-    check_made_with(ctx.inputs["data"] / "train.parquet", load_tokenizer(params["model"], ctx.inputs))
-    bare = bare_model(params["model"], ctx.inputs)
-    count = processes(ctx.spec.runs.get("processes"), bare, params.get("dtype", "auto"), ctx.log)
+    check_made_with(ctx.inputs["data"] / "train.parquet", load_tokenizer(params.model, ctx.inputs))
+    bare = bare_model(params.model, ctx.inputs)
+    count = processes(ctx.spec.runs.get("processes"), bare, params.dtype, ctx.log)
     if count > 1:
         with Crew(params, ctx.inputs, ctx.out, count) as crew:
             with ctx.meter.phase("load"):
@@ -77,11 +79,9 @@ class Work:
     ``facts`` are what a writer needs to know of the teacher (JSON), so that a process without one may plan.
     """
 
-    def __init__(self, params: dict[str, Any], inputs: dict[str, Any], out: Any) -> None:
+    def __init__(self, params: LogitsParams, inputs: dict[str, Any], out: Any) -> None:
         self.params, self.inputs, self.out = params, inputs, out
-        own = {k: params[k] for k in ("batch_tokens", "audit_examples") if k in params}
-        self.settings = {**own, **params.get("logits", {})}
-        self.settings["seed"] = self.settings.get("seed", params.get("seed", 0)) or 0
+        self.settings = params.logits
         self.examples = load_examples(inputs["data"] / "train.parquet")
 
     def load(self) -> Teacher:
@@ -91,8 +91,8 @@ class Work:
         from ..models.sources import load_model, load_tokenizer
 
         device = "auto" if torch.cuda.is_available() else None
-        model = load_model(self.params["model"], self.inputs, dtype=self.params.get("dtype", "auto"), device=device)
-        return Teacher(model, load_tokenizer(self.params["model"], self.inputs).pad_token_id or 0)
+        model = load_model(self.params.model, self.inputs, dtype=self.params.dtype, device=device)
+        return Teacher(model, load_tokenizer(self.params.model, self.inputs).pad_token_id or 0)
 
     def facts(self, teacher: Teacher) -> dict[str, Any]:
         """Vocabulary and provenance. Raises UserError if the model's own logits are not those that will be cached."""
@@ -104,9 +104,9 @@ class Work:
 
         with torch.inference_mode():
             teacher.check()
-        tokenizer = load_tokenizer(self.params["model"], self.inputs)
+        tokenizer = load_tokenizer(self.params.model, self.inputs)
         provenance = {
-            "model": json.dumps(self.params["model"], sort_keys=True),
+            "model": json.dumps(self.params.model, sort_keys=True),
             "dtype": str(teacher.dtype).removeprefix("torch."),
             "teacher_sha256": weights_hash(teacher.model),
             "tokenizer_sha256": tokenizer_hash(tokenizer),
@@ -120,9 +120,8 @@ class Work:
         from ..kd.cache.spec import CacheSpec
         from ..kd.cache.writer import CacheWriter
 
-        settings = {k: v for k, v in self.settings.items() if k != "processes"}
-        spec = CacheSpec.from_params(settings, facts["vocabulary"])
-        sizes = {name: settings[key] for name, key in SHARD_KEYS.items() if settings.get(key)}
+        spec = CacheSpec.of(self.settings, facts["vocabulary"])
+        sizes = {"max_tokens": self.settings.shard_tokens, "max_examples": self.settings.shard_examples}
         ids, labels = self.examples.ids, self.examples.n_labels
         return CacheWriter(self.out, spec, ids, labels, facts["provenance"], log=log, leads=leads, **sizes)
 
@@ -130,7 +129,7 @@ class Work:
         """Make shard ``index`` and write it."""
         import torch
 
-        sizes = (self.settings.get("batch_tokens", 4096), self.settings.get("audit_examples", 8))
+        sizes = (self.settings.batch_tokens, self.settings.audit_examples)
         with torch.inference_mode():
             rows, audits = make_shard(teacher, writer.spec, self.examples, writer.plan[index], *sizes, meter)
         writer.write(index, rows, audits)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..config.params import LogitsParams
 from ..errors import UserError
 from .logits import Work
 
@@ -36,7 +37,9 @@ def member(connection: Connection) -> None:
     task = connection.recv()
     threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
     torch.set_num_threads(task["threads"])
-    work = Work(task["params"], {k: Path(v) for k, v in task["inputs"].items()}, Path(task["out"]))
+    work = Work(
+        LogitsParams.model_validate(task["params"]), {k: Path(v) for k, v in task["inputs"].items()}, Path(task["out"])
+    )
     teacher = work.load()
     connection.send({"facts": work.facts(teacher) if task["leads"] else None})
     writer = work.writer(connection.recv()["facts"], leads=False)

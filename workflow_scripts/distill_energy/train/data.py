@@ -29,7 +29,7 @@ class TrainingData:
 
     def __init__(self, job: Job, tokenizer: Any, vocabulary: int) -> None:
         self.training, self.peers = job.training, job.peers
-        pipeline = pipelines.get(job.params["pipeline"]["kind"])
+        pipeline = pipelines.get(job.params.pipeline.kind)
         inputs, rows = job.inputs, pipeline.rows
         identity = tokenizer_hash(tokenizer)
         if pipeline.pairs:
@@ -49,7 +49,7 @@ class TrainingData:
                 )
         self.teacher = None
         if pipeline.needs == "teacher_logits":
-            temperature = pipeline.settings(job.params["pipeline"]).temperature
+            temperature = pipeline.settings(job.params.pipeline).temperature
             folder, log = inputs["teacher_logits"], job.log if self.peers.leads else _silent
             self.teacher = CachedTeacher(folder, vocabulary, temperature, identity, log, len(tokenizer))
             self.teacher.check(self.train.ids)
@@ -69,9 +69,9 @@ class TrainingData:
         attention takes well, so that every micro-batch is full. Without packing and without a ``micro_batch_size`` the
         share is one.
         """
-        micro = self.training["micro_batch_size"]
-        if micro is None and self.training["packing"] and self.peers.world == 1:
-            return cut_by_tokens(share, self.train.lengths(), self.training.get("micro_batch_tokens") or packed_tokens)
+        micro = self.training.micro_batch_size
+        if micro is None and self.training.packing and self.peers.world == 1:
+            return cut_by_tokens(share, self.train.lengths(), self.training.micro_batch_tokens or packed_tokens)
         micro = min(micro or len(share), len(share))
         return [share[i : i + micro] for i in range(0, len(share), micro)]
 

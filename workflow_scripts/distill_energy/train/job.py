@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from ..config.params import TrainingParams
+from ..config.training import Training
+from ..context import Meter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,10 +70,10 @@ class Peers:
 class Job:
     """One training. ``params`` as in docs/architecture.md; ``meter`` of rank 0, or a stand-in that counts nothing."""
 
-    params: dict[str, Any]
+    params: TrainingParams
     inputs: dict[str, Path]
     work: Path
-    meter: Any
+    meter: Meter
     log: Callable[[str], None]
     name: str = "training"
     version: str = ""
@@ -77,9 +81,9 @@ class Job:
     peers: Peers = field(default_factory=Peers)
 
     @property
-    def training(self) -> dict[str, Any]:
-        return self.params["training"]
+    def training(self) -> Training:
+        return self.params.training
 
     @property
     def seed(self) -> int:
-        return int(self.params["seed"])
+        return self.params.seed

@@ -37,25 +37,25 @@ class Learner:
     def __init__(self, job: Job, precision: str | None = None, scale_parameter: bool = True) -> None:
         self.job, self.peers, self.training = job, job.peers, job.training
         training, peers = job.training, job.peers
-        self.pipeline = pipelines.get(job.params["pipeline"]["kind"])
-        self.settings = self.pipeline.settings(job.params["pipeline"])
-        kernel = choose_kernel(training.get("liger"), peers.device)
+        self.pipeline = pipelines.get(job.params.pipeline.kind)
+        self.settings = self.pipeline.settings(job.params.pipeline)
+        kernel = choose_kernel(training.liger, peers.device)
         if self.pipeline.loss == "ce":
             self.settings = replace(self.settings, ce_kernel=kernel)
-        self.precision = resolve_precision(precision or training["precision"], peers.device)
+        self.precision = resolve_precision(precision or training.precision, peers.device)
         if self.precision.note and peers.leads:
             job.log(self.precision.note)
-        self.split = training.get("sharding") == "full" and peers.world > 1
+        self.split = training.sharding == "full" and peers.world > 1
         torch.manual_seed(job.seed)
         model = self._load()
         self.vocabulary = int(output_layer(model).weight.shape[0])
-        self.tokenizer = load_tokenizer(job.params["model"], job.inputs)
+        self.tokenizer = load_tokenizer(job.params.model, job.inputs)
         self.parameters = sum(p.numel() for p in model.parameters())
         adapter = self.pipeline.lora(self.settings, training)
         self.adapted = adapter is not None
         if adapter is not None:
             model = add_adapter(model, adapter)
-        if training["gradient_checkpointing"]:
+        if training.gradient_checkpointing:
             # The name changes between transformers 5 and 6.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
@@ -66,7 +66,7 @@ class Learner:
             rule = check_logits(self.source) if peers.leads else logit_rule(model.config)
         self.student = Student(model, self.pipeline, self.settings, self.precision.autocast, rule)
         self._pack()
-        if training["compile"]:
+        if training.compile:
             compile_layers(self.student.lm.base_model)
         pad = getattr(self.student.lm.config, "pad_token_id", None)
         self.pad_id = int(pad) if isinstance(pad, int) and 0 <= pad < self.vocabulary else 0
@@ -78,7 +78,7 @@ class Learner:
 
     def _load(self) -> Any:
         """The student; without weights where they will be split, which rank 0 has in the host's memory (``source``)."""
-        spec, inputs, dtype = self.job.params["model"], self.job.inputs, self.precision.weights
+        spec, inputs, dtype = self.job.params.model, self.job.inputs, self.precision.weights
         if not self.split:
             return load_model(spec, inputs, dtype=dtype, device=self.peers.device, for_training=True)
         if self.pipeline.lora(self.settings, self.training) is not None:
@@ -96,9 +96,9 @@ class Learner:
         if self.split:
             lm = sharded.one_of_each_layer(whole.config, model_dtype(self.precision.weights), self.peers.device)
         # A student that samples wants masks and a cache.
-        packed = self.training["packing"] and not self.pipeline.live_teacher
+        packed = self.training.packing and not self.pipeline.live_teacher
         self.ragged = packed and ragged.attend_ragged(lm, self.precision.autocast)
-        if self.training["packing"]:
+        if self.training.packing:
             check_packing(lm)
         self.attention = lm.config._attn_implementation
         if whole.config._attn_implementation != self.attention:
@@ -115,7 +115,7 @@ class Learner:
     def _build_optimizer(self, scale: bool) -> None:
         weights = list(self.trainable.values())
         stochastic = self.precision.stochastic
-        gather = self.split and self.training["optimizer"] == "adafactor"
+        gather = self.split and self.training.optimizer == "adafactor"
         if stochastic or gather:
             # Every process rounds its own part of a split weight with its own random numbers.
             seed = self.job.seed if gather or not self.split else self.job.seed + 7919 * self.peers.rank
@@ -155,7 +155,7 @@ class Learner:
     @property
     def save_dtype(self) -> torch.dtype:
         """Of the student's files: bfloat16 unless the configuration asks for float32."""
-        return torch.float32 if self.training.get("save_dtype") == "float32" else torch.bfloat16
+        return torch.float32 if self.training.save_dtype == "float32" else torch.bfloat16
 
     def export(self) -> dict[str, torch.Tensor] | None:
         """Trained weights in the host's memory, in the dtype they will be saved in (adapters: as they are).
@@ -176,7 +176,7 @@ class Learner:
         if self.ragged:
             self.student.lm.set_attn_implementation("sdpa")  # from here on it is a model like any other
         if self.split:
-            spec, inputs = self.job.params["model"], self.job.inputs
+            spec, inputs = self.job.params.model, self.job.inputs
             model = load_model(spec, inputs, dtype=self.precision.weights, device="cpu", for_training=True)
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -199,9 +199,9 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def reference_student(params: dict[str, Any], load: Callable[[str], Any]) -> Student:
-    """A trained student whose passes are those of a training at ``params["precision"]``; ``load`` takes a dtype."""
-    found = resolve_precision(params["precision"], "cuda" if torch.cuda.is_available() else "cpu")
+def reference_student(precision: str, load: Callable[[str], Any]) -> Student:
+    """A trained student whose passes are those of a training at ``precision``; ``load`` takes a dtype."""
+    found = resolve_precision(precision, "cuda" if torch.cuda.is_available() else "cpu")
     return Student(load(found.weights), pipelines.get("sft"), Settings("sft"), found.autocast)
 
 

@@ -17,7 +17,7 @@ from ..models.flops import attended_whole, forward_flops, generation_flops, shap
 from ..models.logits import check_logits, output_layer
 from ..models.sources import load_model, load_tokenizer
 from ..teacher.generation.jobs import Prompt
-from ..teacher.generation.transformers_engine import TransformersEngine
+from ..teacher.generation.transformers_engine import Sampling, TransformersEngine
 from .batching import Batch, collate
 from .examples import Examples
 from .student import states_before_labels
@@ -39,7 +39,7 @@ class LiveTeacher:
         if job.peers.world > 1:
             raise UserError("pipeline on_policy trains in one process; set training.processes and nodes to null")
         self.job, self.options, self.max_length = job, options, max_length
-        spec, inputs = job.params["teacher"], {}
+        spec, inputs = job.params.teacher, {}
         if "teacher" in job.inputs:
             inputs["model"] = Path(job.inputs["teacher"])
         theirs = load_tokenizer(spec, inputs)
@@ -52,11 +52,8 @@ class LiveTeacher:
             int(output_layer(student).weight.shape[0]),
             tokens=len(tokenizer),
         )
-        sampling = {
-            "temperature": options["sampling_temperature"],
-            "top_p": options["top_p"],
-            "batch_size": job.training["micro_batch_size"] or job.training["batch_size"],
-        }
+        size = job.training.micro_batch_size or job.training.batch_size
+        sampling = Sampling(options["sampling_temperature"], options["top_p"], size)
         self.student = student
         self.engine = TransformersEngine(student, tokenizer, sampling)
         self.sampled = 0
@@ -85,7 +82,7 @@ class LiveTeacher:
         labels = sum(len(batch.labels) for batch in batches)
         if self.flops is not None:
             student, teacher = self.shapes
-            attended, recomputed = attended_whole(lengths), bool(self.job.training["gradient_checkpointing"])
+            attended, recomputed = attended_whole(lengths), bool(self.job.training.gradient_checkpointing)
             self._add(training_flops(student, sum(lengths), attended, labels, recomputed))
             self._add({"scoring": forward_flops(teacher, sum(lengths), attended, labels)})
 

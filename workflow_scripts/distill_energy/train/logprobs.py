@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.params import LogprobsParams
+from ..context import Context
+
 MICRO_TOKENS = 4096  # of a batch without gradients, at most (or one pair)
 
 
-def main(ctx: Any) -> dict[str, Any]:
+def main(ctx: Context[LogprobsParams]) -> dict[str, Any]:
     """Write ``train.parquet`` and ``validation.parquet``, a row a pair: its id, the log-probabilities (nats, float64)
     and the labels of its chosen and its rejected answer. Raises UserError for answers that make no pairs."""
     with ctx.meter.phase("start"):
@@ -20,10 +23,10 @@ def main(ctx: Any) -> dict[str, Any]:
         from .learner import reference_student
         from .pairs import LABELS, SCORES, read_pairs
 
-    params, device = ctx.spec.params, "cuda" if torch.cuda.is_available() else "cpu"
+    params, device = ctx.params, "cuda" if torch.cuda.is_available() else "cpu"
     with ctx.meter.phase("load"):
-        tokenizer = load_tokenizer(params["model"], ctx.inputs)
-        student = reference_student(params, lambda dtype: load_model(params["model"], ctx.inputs, dtype, device))
+        tokenizer = load_tokenizer(params.model, ctx.inputs)
+        student = reference_student(params.precision, lambda dtype: load_model(params.model, ctx.inputs, dtype, device))
     vocabulary = student.lm.get_output_embeddings().weight.shape[0]
     lengths: list[int] = []
     found = {}

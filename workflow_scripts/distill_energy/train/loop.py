@@ -41,10 +41,9 @@ class Loop:
 
     def __init__(self, job: Job) -> None:
         self.job, self.training, self.peers = job, job.training, job.peers
-        if self.training["batch_size"] % self.peers.world:
+        if self.training.batch_size % self.peers.world:
             raise UserError(
-                f"training.batch_size {self.training['batch_size']} is not a multiple of its {self.peers.world} "
-                "processes"
+                f"training.batch_size {self.training.batch_size} is not a multiple of its {self.peers.world} processes"
             )
         self.learner = learner = self.make_learner()
         self.data = data = TrainingData(job, learner.tokenizer, learner.vocabulary)
@@ -53,11 +52,11 @@ class Loop:
             longest = int(data.train.lengths().max())
             self.live = LiveTeacher(job, learner.student.lm, learner.tokenizer, learner.settings.options, longest)
         # A packed row has no padding, so its batch need not be of one length: random batches learn more in few steps.
-        bucketed = not self.training["packing"]
-        self.sampler = Sampler(data.train.lengths(), self.training["batch_size"], job.seed, bucketed)
+        bucketed = not self.training.packing
+        self.sampler = Sampler(data.train.lengths(), self.training.batch_size, job.seed, bucketed)
         self.labels = data.train.label_counts()
-        self.feed = Feed(self._prepare, self.training["max_steps"], self.peers.device)
-        self.evaluations = set(evaluation_steps({**self.training, "eval_every": self.eval_every}))
+        self.feed = Feed(self._prepare, self.training.max_steps, self.peers.device)
+        self.evaluations = set(evaluation_steps(self.training, self.eval_every))
         self.evaluation_batch_size = EVALUATION_BATCH
         self.state = State()
         self.best = BestWeights()
@@ -81,13 +80,12 @@ class Loop:
     @property
     def eval_every(self) -> int:
         """Steps between evaluations."""
-        return self.training["eval_every"]
+        return self.training.eval_every
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (from 0)."""
-        training = self.training
-        names = ("learning_rate", "warmup_steps", "max_steps", "schedule")
-        return learning_rate(step, *(training[name] for name in names))
+        t = self.training
+        return learning_rate(step, t.learning_rate, t.warmup_steps, t.max_steps, t.schedule)
 
     def divisor(self, batch_terms: int, micro_labels: int, micro_batches: int) -> int:
         """What the sum over a micro-batch is divided by before its gradient is added: the terms of the whole batch."""
@@ -95,7 +93,7 @@ class Loop:
 
     def stops(self) -> bool:
         """Whether to stop after an evaluation."""
-        return self.state.stale >= self.training["patience"]
+        return self.state.stale >= self.training.patience
 
     def final_weights(self) -> Any:
         """The weights to save: the best evaluation's. All processes call it together."""
@@ -109,7 +107,7 @@ class Loop:
         SIGTERM ends the process (as it would without this loop) after the step that runs, its checkpoint written.
         """
         self._resume()
-        state, last = self.state, self.training["max_steps"]
+        state, last = self.state, self.training.max_steps
         progress = Progress(last, state.step, self.job.name, self.job.log, self.peers.leads)
         offset, begin = state.seconds, time.monotonic()
         try:
@@ -142,7 +140,7 @@ class Loop:
         index = self.sampler.batch(step)
         pieces = []
         for piece in data.micro_batches(index[peers.rank :: peers.world], learner.packed_tokens):
-            batch = collate(data.train, piece, learner.pad_id, self.training["packing"], peers.device)
+            batch = collate(data.train, piece, learner.pad_id, self.training.packing, peers.device)
             pieces.append((batch, data.teacher_rows(batch)))
         n_labels = int(self.labels[index].sum())
         return n_labels, data.train.terms(n_labels, len(index)), pieces
@@ -154,9 +152,7 @@ class Loop:
         torch.manual_seed((job_seed(self.job.seed, state.step) + peers.rank) % 2**63)
         n_labels, terms, pieces = self.feed.take(state.step)
         if self.live is not None:  # what was made ready are prompts: the student answers them
-            n_labels, pieces = self.live.rollout(
-                state.step, self.data.train, pieces, learner.pad_id, training["packing"]
-            )
+            n_labels, pieces = self.live.rollout(state.step, self.data.train, pieces, learner.pad_id, training.packing)
             terms = n_labels
         sums = torch.zeros(3, dtype=torch.float64, device=peers.device)
         padding = processed = 0
@@ -173,13 +169,13 @@ class Loop:
         sums = peers.reduce(sums)
         padding, processed, told = peers.reduce_counts(padding, processed, int(self.preemption.asked))
         self.ending = told > 0
-        norm = learner.clip(training["gradient_clip"])
+        norm = learner.clip(training.gradient_clip)
         train_loss, (ce, kl), grad_norm = float(sums[0]) / terms, (sums[1:] / n_labels).tolist(), float(norm)
         for name, value in (("loss", train_loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise UserError(
                     f"{self.job.name}: {name} is {value} at step {state.step + 1} (learning rate "
-                    f"{training['learning_rate']:g}, precision {learner.precision.used}); lower training.learning_rate"
+                    f"{training.learning_rate:g}, precision {learner.precision.used}); lower training.learning_rate"
                 )
         rate = self.rate(state.step)
         probing = state.step == 0 or state.step + 1 in self.evaluations
@@ -211,7 +207,7 @@ class Loop:
         state.add_evaluation_joules(getattr(phase, "joules", None))
         if not math.isfinite(own):
             raise UserError(f"{self.job.name}: evaluation loss is {own} at step {state.step}")
-        if state.note_evaluation(own, gold, self.training["epsilon"]):
+        if state.note_evaluation(own, gold, self.training.epsilon):
             self.best.keep(self.learner, state.step)
         if self.stops():
             state.stop_reason = "early_stopping"
@@ -233,7 +229,7 @@ class Loop:
             part = order[i : i + size]
             idle = len(part) == 0
             part = rows_or_first(part)
-            batch = collate(rows, part, learner.pad_id, self.training["packing"], peers.device)
+            batch = collate(rows, part, learner.pad_id, self.training.packing, peers.device)
             beside = rows.rows(batch)
             loss, _, _ = learner.module(batch, beside, beside is None)
             if not idle:
@@ -275,8 +271,8 @@ class Loop:
 
     def _checkpoint(self) -> None:
         """Write one if it is time."""
-        state, every = self.state, self.training["checkpoint_every"]
-        if state.step - self.checkpoint_step < every or state.step >= self.training["max_steps"] or state.stop_reason:
+        state, every = self.state, self.training.checkpoint_every
+        if state.step - self.checkpoint_step < every or state.step >= self.training.max_steps or state.stop_reason:
             return
         spacing = CHECKPOINT_SPACING * self.checkpoint_s
         if not self.peers.agree(time.monotonic() - self.last_checkpoint < spacing):

@@ -33,7 +33,7 @@ def out_of_memory(job: Job, error: BaseException) -> str | None:
     if not known and not (isinstance(error, RuntimeError) and any(words in text for words in ALLOCATION_FAILURES)):
         return None
     training = job.training
-    size = training.get("micro_batch_size") or training["batch_size"]
+    size = training.micro_batch_size or training.batch_size
     return (
         f"{job.name}: out of memory with micro-batches of {size} examples; lower training.micro_batch_size, or set "
         f"training.gradient_checkpointing, training.precision: bf16_stochastic or training.lora ({text[:120]})"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.optimization import Adafactor
 
+from ..config.training import Training
 from ..models.sources import bf16_is_fast
 from .sharded import like, local, whole, write
 
@@ -46,15 +47,15 @@ def resolve_precision(asked: str, device: str) -> Precision:
     )
 
 
-def build(parameters: Iterable[Any], training: dict[str, Any], scale_parameter: bool = True) -> torch.optim.Optimizer:
+def build(parameters: Iterable[Any], training: Training, scale_parameter: bool = True) -> torch.optim.Optimizer:
     """The optimiser that ``training`` names, over ``parameters``; its rate is set at each step.
 
     Adafactor (Shazeer & Stern 2018) without relative steps, as the paper uses it: the rate is given, and with
     ``scale_parameter`` each tensor's step is that rate times the tensor's root mean square.
     """
     parameters = list(parameters)
-    rate, decay = training["learning_rate"], training["weight_decay"]
-    if training["optimizer"] == "adamw":
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
     return _Adafactor(
@@ -80,7 +81,7 @@ class _Adafactor(Adafactor):
 class Plain:
     """An optimiser over the weights themselves; the rate is given at each step."""
 
-    def __init__(self, parameters: Iterable[Any], training: dict[str, Any], scale_parameter: bool = True) -> None:
+    def __init__(self, parameters: Iterable[Any], training: Training, scale_parameter: bool = True) -> None:
         self.optimizer = build(parameters, training, scale_parameter)
 
     def step(self, rate: float, step: int) -> None:
@@ -116,7 +117,7 @@ class TensorByTensor:
     def __init__(
         self,
         parameters: Iterable[Any],
-        training: dict[str, Any],
+        training: Training,
         seed: int,
         scale_parameter: bool = True,
         stochastic: bool = True,

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ..config.training import Training
 from ..energy.identity import job_field
 from ..errors import UserError
 from .job import Job, Peers
@@ -113,9 +114,9 @@ def group(job: Job, count: int, device_type: str, nodes: int = 1, spec: dict[str
         Path(rendezvous.removeprefix("file://")).unlink(missing_ok=True)
 
 
-def nodes_of(training: dict[str, Any]) -> int:
+def nodes_of(training: Training) -> int:
     """Nodes to train on. Raises UserError if the job was not given as many."""
-    nodes = training.get("nodes") or 1
+    nodes = training.nodes or 1
     if nodes == 1:
         return 1
     # the environment of Snakemake's job step is that of a job of one node
@@ -130,7 +131,7 @@ def nodes_of(training: dict[str, Any]) -> int:
 def task(job: Job, peers: Peers, rendezvous: str, count: int) -> dict[str, Any]:
     """What a peer is told, as JSON."""
     return {
-        "params": job.params,
+        "params": job.params.model_dump(mode="json"),
         "inputs": {role: str(path) for role, path in job.inputs.items()},
         "work": str(job.work),
         "name": job.name,

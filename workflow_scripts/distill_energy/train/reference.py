@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.training import Reference
+from ..config.training import Reference, Training
 from .job import Job
 from .learner import Learner
 from .loop import Loop
@@ -74,23 +74,21 @@ class Choices:
         return micro_batches if self.kind == "kd" else micro_labels
 
 
-def choices(training: dict[str, Any], kind: str) -> Choices:
+def choices(training: Training, kind: str) -> Choices:
     """From the parameters of a stage."""
-    asked = training.get("reference_faithful")
-    if isinstance(asked, dict):
-        return Choices(Reference.model_validate({k: v for k, v in asked.items() if v is not None}), kind)
-    return Choices(Reference.all(bool(asked)), kind)
+    asked = training.reference_faithful
+    return Choices(asked if isinstance(asked, Reference) else Reference.all(bool(asked)), kind)
 
 
 class ReferenceLoop(Loop):
     """The loop with the harness's choices in the places where it asks for its own."""
 
     def __init__(self, job: Job) -> None:
-        self.choices = choices(job.training, job.params["pipeline"]["kind"])
+        self.choices = choices(job.training, job.params.pipeline.kind)
         super().__init__(job)
 
     def make_learner(self) -> Learner:
-        asked = self.choices.precision(self.training["precision"])
+        asked = self.choices.precision(self.training.precision)
         return Learner(self.job, asked, self.choices.scale_parameter)
 
     @property
@@ -98,15 +96,14 @@ class ReferenceLoop(Loop):
         return self.choices.eval_every(super().eval_every)
 
     def rate(self, step: int) -> float:
-        training = self.training
-        names = ("learning_rate", "warmup_steps", "max_steps", "schedule")
-        return learning_rate(step, *(training[name] for name in names), self.choices.schedule_stretch())
+        t, stretch = self.training, self.choices.schedule_stretch()
+        return learning_rate(step, t.learning_rate, t.warmup_steps, t.max_steps, t.schedule, stretch)
 
     def divisor(self, batch_terms: int, micro_labels: int, micro_batches: int) -> int:
         return self.choices.divisor(batch_terms, micro_labels, micro_batches)
 
     def stops(self) -> bool:
-        return self.choices.stops(self.state.losses, self.state.stale, self.training["patience"])
+        return self.choices.stops(self.state.losses, self.state.stale, self.training.patience)
 
     def final_weights(self) -> Any:
         return super().final_weights() if self.choices.keeps_best else self.learner.export()
@@ -114,4 +111,4 @@ class ReferenceLoop(Loop):
 
 def loop_of(job: Job) -> Loop:
     """The training loop that a job asks for."""
-    return (ReferenceLoop if job.training.get("reference_faithful") else Loop)(job)
+    return (ReferenceLoop if job.training.reference_faithful else Loop)(job)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..config.params import TrainingParams
+from ..context import Context
 from ..energy import attempts_of
 from ..errors import UserError
 from ..kd.losses.ce import kernel_version
@@ -31,11 +33,11 @@ from .trajectory import write_trajectory
 SAVED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def train(ctx: Any) -> dict[str, Any]:
+def train(ctx: Context[TrainingParams]) -> dict[str, Any]:
     """Train, save the best weights and the trajectory; returns the results."""
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     job = job_of_stage(ctx, Peers(device=device_of(device_type, 0)))
-    count, nodes = job.training.get("processes") or 1, nodes_of(job.training)
+    count, nodes = job.training.processes or 1, nodes_of(job.training)
     check_processes(count, device_type)
     if count * nodes == 1:
         return _fit_in(contextlib.nullcontext(job), job, ctx.out)
@@ -43,16 +45,16 @@ def train(ctx: Any) -> dict[str, Any]:
     return _fit_in(group(job, count, device_type, nodes, spec), job, ctx.out)
 
 
-def train_among(ctx: Any, peers: Peers, rendezvous: str, count: int) -> dict[str, Any]:
+def train_among(ctx: Context[TrainingParams], peers: Peers, rendezvous: str, count: int) -> dict[str, Any]:
     """As ``train``, by the rank 0 of processes that something else started, ``count`` on this node."""
     job = job_of_stage(ctx, peers)
     return _fit_in(member(job, peers, rendezvous, count), job, ctx.out)
 
 
-def job_of_stage(ctx: Any, peers: Peers) -> Job:
+def job_of_stage(ctx: Context[TrainingParams], peers: Peers) -> Job:
     """The training that a stage's context asks for."""
     return Job(
-        params=ctx.spec.params,
+        params=ctx.params,
         inputs=ctx.inputs,
         work=ctx.work,
         meter=ctx.meter,
@@ -195,7 +197,7 @@ def _flops(loop: Loop, state: State) -> dict[str, Any]:
         loop.learner.student.lm,
         ((train.sequences(index), int(labels[index].sum())) for index in steps),
         evaluated,
-        bool(loop.training["gradient_checkpointing"]),
+        bool(loop.training.gradient_checkpointing),
         loop.learner.adapted,
         twice=loop.learner.pipeline.pairs,
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.params import TrainingParams
+from ..context import Context
 
-def main(ctx: Any) -> dict[str, Any]:
-    """Train the student of ``ctx.spec.params`` into ``ctx.out/model`` and ``ctx.out/trajectory.parquet``.
+
+def main(ctx: Context[TrainingParams]) -> dict[str, Any]:
+    """Train the student of ``ctx.params`` into ``ctx.out/model`` and ``ctx.out/trajectory.parquet``.
 
     Returns the sidecar's results. Raises UserError for bad input, a loss that is not finite, or too little memory.
     """

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from ..config import load_config
+from ..config.params import TrainingParams, read_params
+from ..context import Context
 from ..errors import UserError
 from ..plan import StageSpec, build_plan
 from ..stage import execute, let_threads_sleep
@@ -89,8 +91,8 @@ def spec_of(config: str, target: str) -> StageSpec:
 
 def check_place(place: Place, spec: StageSpec) -> None:
     """Raise UserError unless torchrun started what the configuration says (its results name the count)."""
-    training = spec.params["training"]
-    nodes, count = training.get("nodes") or 1, training.get("processes") or 1
+    training = read_params(spec.stage, spec.params).training
+    nodes, count = training.nodes or 1, training.processes or 1
     if (place.world, place.count) != (nodes * count, count):
         raise UserError(
             f"training.nodes {nodes} and training.processes {count} do not agree with torchrun's "
@@ -104,7 +106,7 @@ def whole(spec: StageSpec) -> bool:
     return path.exists() and damage(spec.folder, sidecar.read(path)) is None
 
 
-def lead(ctx: Any, place: Place) -> dict[str, Any]:
+def lead(ctx: Context[TrainingParams], place: Place) -> dict[str, Any]:
     """The stage's work, by rank 0."""
     return train_among(ctx, place.peers(), RENDEZVOUS, place.count)
 
@@ -112,7 +114,7 @@ def lead(ctx: Any, place: Place) -> dict[str, Any]:
 def follow(spec: StageSpec, place: Place) -> int:
     """Train as another rank than 0; the first of a node meters it."""
     job = Job(
-        params=spec.params,
+        params=read_params(spec.stage, spec.params),
         inputs={item.role: Path(item.folder) for item in spec.consumes},
         work=Path(spec.attempts) / "work",
         meter=NoMeter(),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config.params import TrainingParams
 from ..errors import UserError
 from .job import Job, Peers
 from .memory import keep_freed_memory, out_of_memory
@@ -47,7 +48,7 @@ def main() -> int:
 def job_of(content: dict[str, Any]) -> Job:
     """The job that a peer was told (see ``processes.task``)."""
     return Job(
-        params=content["params"],
+        params=TrainingParams.model_validate(content["params"]),
         inputs={role: Path(path) for role, path in content["inputs"].items()},
         work=Path(content["work"]),
         meter=NoMeter(),

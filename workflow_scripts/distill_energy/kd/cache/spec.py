@@ -16,6 +16,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...config.sources import Logits
 from ...errors import UserError
 
 METHODS = ("topk", "sampled", "head_tail")
@@ -85,13 +86,10 @@ class CacheSpec:
         return 1.5 * self.value_step if self.head else self.value_step
 
     @classmethod
-    def from_params(cls, params: dict[str, Any], vocab_size: int) -> "CacheSpec":
-        """From the ``logits`` section of a stage's parameters; keys of the stage itself are left aside."""
+    def of(cls, logits: Logits, vocab_size: int) -> "CacheSpec":
+        """From the ``logits`` section; what it leaves null is this class's to choose."""
         known = set(cls.__dataclass_fields__) - {"vocab_size"}
-        chosen = {key: value for key, value in params.items() if key in known and value is not None}
-        for key in ("lse_temperatures", "proposal_temperatures"):
-            if key in chosen:
-                chosen[key] = tuple(chosen[key])
+        chosen = {key: value for key, value in logits if key in known and value is not None}
         return cls(vocab_size=vocab_size, **chosen)
 
     def to_json(self) -> dict[str, Any]:

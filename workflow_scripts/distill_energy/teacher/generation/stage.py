@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...config.params import GenerationParams
+from ...context import Context
 
-def make_engine(ctx, tokenizer):
+
+def make_engine(ctx: Context[GenerationParams], tokenizer):
     """The engine that the configuration names, its model loaded."""
-    from ...errors import UserError
-
-    params = ctx.spec.params
-    generation = params["generation"]
-    if generation["engine"] == "transformers":
+    params, generation = ctx.params, ctx.params.generation
+    if generation.engine == "transformers":
         from ...models.sources import load_model
-        from .transformers_engine import TransformersEngine
+        from .transformers_engine import Sampling, TransformersEngine
 
-        device = "auto" if generation.get("tensor_parallel", 1) > 1 else None
-        model = load_model(params["model"], ctx.inputs, dtype=params.get("dtype", "auto"), device=device)
-        engine = TransformersEngine(model, tokenizer, generation)
-        if engine.size < generation["batch_size"]:
+        device = "auto" if generation.tensor_parallel > 1 else None
+        model = load_model(params.model, ctx.inputs, dtype=params.dtype, device=device)
+        sampling = Sampling(generation.temperature, generation.top_p, generation.batch_size)
+        engine = TransformersEngine(model, tokenizer, sampling)
+        if engine.size < generation.batch_size:
             ctx.log(f"{type(model).__name__} reads pads as text: prompts are answered one at a time")
         return engine
-    if generation["engine"] == "vllm":
-        from .vllm_engine import VllmEngine, served_model
+    from .vllm_engine import VllmEngine, served_model
 
-        return VllmEngine(
-            served_model(params["model"], ctx.inputs, ctx.work, tokenizer),
-            ctx.work,
-            generation,
-            max_length=params["max_length"],
-            dtype=params.get("dtype", "auto"),
-            seed=generation["seed"],
-            concurrency=generation["batch_size"],
-            tensor_parallel=generation.get("tensor_parallel", 1),
-        )
-    raise UserError(f"generation.engine {generation['engine']!r} is not one of transformers, vllm")
+    return VllmEngine(
+        served_model(params.model, ctx.inputs, ctx.work, tokenizer),
+        ctx.work,
+        generation.model_dump(include={"temperature", "top_p", "min_new_tokens"}),
+        max_length=params.max_length,
+        dtype=params.dtype,
+        seed=generation.seed,
+        concurrency=generation.batch_size,
+        tensor_parallel=generation.tensor_parallel,
+    )
 
 
-def main(ctx) -> dict[str, Any]:
+def main(ctx: Context[GenerationParams]) -> dict[str, Any]:
     """Answer the prompts of ``inputs["data"]/train.parquet`` shard by shard; write train and validation Parquet.
 
     Finished shards lie in ``ctx.work`` and are not made again after a kill. Tokens counted: ``generated`` (up to and
@@ -57,21 +56,20 @@ def main(ctx) -> dict[str, Any]:
         from ...store.atomic import write_parquet
         from . import jobs
 
-    params = ctx.spec.params
-    generation = params["generation"]
-    tokenizer = load_tokenizer(params["model"], ctx.inputs)
+    params, generation = ctx.params, ctx.params.generation
+    tokenizer = load_tokenizer(params.model, ctx.inputs)
     check_made_with(ctx.inputs["data"] / "train.parquet", tokenizer)
     table = pq.read_table(ctx.inputs["data"] / "train.parquet", columns=["id", "prompt", "prompt_ids"])
     prompts = jobs.choose_prompts(
         table.to_pylist(),
-        generation.get("n_prompts"),
-        generation["seed"],
-        generation["max_new_tokens"],
-        params["max_length"],
+        generation.n_prompts,
+        generation.seed,
+        generation.max_new_tokens,
+        params.max_length,
     )
     if not prompts:
         raise UserError(f"{ctx.spec.name}: no training prompt leaves room for a response (max_length too small)")
-    shards = jobs.shard(prompts, generation["batch_size"])
+    shards = jobs.shard(prompts, generation.batch_size)
     engine = None
 
     def count(prompt_tokens: int, generated: int, padding: int) -> None:
@@ -90,7 +88,7 @@ def main(ctx) -> dict[str, Any]:
                 if engine is None:
                     with ctx.meter.phase("load"):
                         engine = make_engine(ctx, tokenizer)
-                found = engine.answer(members, jobs.shard_seed(generation["seed"], index), count), engine.stops
+                found = engine.answer(members, jobs.shard_seed(generation.seed, index), count), engine.stops
                 jobs.save_shard(path, *found)
                 ctx.log(f"shard {index + 1} of {len(shards)}: {len(members)} answers")
             else:
@@ -100,12 +98,16 @@ def main(ctx) -> dict[str, Any]:
     finally:
         if hasattr(engine, "close"):
             engine.close()
-    rows, counts = jobs.rows_and_counts(prompts, answers, tokenizer, generation["min_new_tokens"], stops)
-    train, validation = jobs.split(rows, generation["validation_share"], generation["seed"])
+    rows, counts = jobs.rows_and_counts(prompts, answers, tokenizer, generation.min_new_tokens, stops)
+    train, validation = jobs.split(rows, generation.validation_share, generation.seed)
     if not train or not validation:
         raise UserError(f"{ctx.spec.name}: only {len(rows)} of {len(prompts)} answers are usable: {counts}")
-    described = {key: generation[key] for key in sorted(generation)}
-    metadata = {"sampling": json.dumps(described), "engine": generation["engine"], "stop_ids": json.dumps(stops)}
+    described = generation.model_dump(mode="json")
+    metadata = {
+        "sampling": json.dumps(described, sort_keys=True),
+        "engine": generation.engine,
+        "stop_ids": json.dumps(stops),
+    }
     metadata["tokenizer_sha256"] = tokenizer_hash(tokenizer)  # students with another tokenizer are refused
     columns = schema({"finish_reason": "string", "n_generated": "int32"})
     for name, part in (("train", train), ("validation", validation)):
@@ -122,7 +124,7 @@ def main(ctx) -> dict[str, Any]:
     }
     made = {answer.id: len(answer.ids) for answer in answers}
     results |= flops_of_generation(
-        bare_model(params["model"], ctx.inputs),
+        bare_model(params.model, ctx.inputs),
         [len(prompt.prompt_ids) for prompt in prompts],
         [made[prompt.id] for prompt in prompts],
     )

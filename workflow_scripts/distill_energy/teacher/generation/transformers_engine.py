@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,21 +13,34 @@ from ...models.sources import stop_ids
 from .jobs import Prompt, Raw, cut
 
 
+@dataclass
+class Sampling:
+    """Nucleus sampling; temperature 0 is greedy. ``batch_size``: prompts at once."""
+
+    temperature: float
+    top_p: float
+    batch_size: int
+
+
 class TransformersEngine:
     """Answers shards of prompts with a causal LM that it holds."""
 
     name = "transformers"
 
-    def __init__(self, model, tokenizer, params: dict[str, Any]) -> None:
+    def __init__(self, model, tokenizer, sampling: Sampling) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.params = params
+        self.sampling = sampling
         self.stops = stop_ids(model, tokenizer)
-        # Where pads would be read as text, one prompt at a time.
-        self.size = params["batch_size"] if params["batch_size"] == 1 or ignores_pads(model) else 1
+        self.pads = sampling.batch_size == 1 or ignores_pads(model)
+
+    @property
+    def size(self) -> int:
+        """Prompts at once: one where pads would be read as text."""
+        return self.sampling.batch_size if self.pads else 1
 
     def _options(self, room: int) -> dict[str, Any]:
-        params = self.params
+        sampling = self.sampling
         options: dict[str, Any] = {
             "max_new_tokens": room,
             "min_new_tokens": None,
@@ -35,9 +49,9 @@ class TransformersEngine:
             "use_cache": True,
             "repetition_penalty": 1.0,
         }
-        if params["temperature"] > 0:
+        if sampling.temperature > 0:
             # top_k=0 switches off transformers' default of 50: nucleus sampling alone decides.
-            options |= {"do_sample": True, "temperature": params["temperature"], "top_p": params["top_p"], "top_k": 0}
+            options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         else:
             options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return options
