@@ -336,11 +336,12 @@ def _check_trainings(found: Found, model: Candidate, trainings: Sequence[StageSp
     """Adapters find their targets in the student, asked of it without weights, and the kernel can do its logits."""
     asked = {}
     for node in trainings:
-        pipeline, training = get(node.params["pipeline"]["kind"]), node.params["training"]
-        adapter = pipeline.lora(pipeline.settings(node.params["pipeline"]), training)
+        params = read_params(node.stage, node.params)
+        pipeline, training = get(params.pipeline.kind), params.training
+        adapter = pipeline.lora(pipeline.settings(params.pipeline), training)
         if adapter is not None:
             asked[adapter.model_dump_json()] = adapter
-        if training.get("liger") and pipeline.loss == "ce" and (cap := logit_rule(model.bare.config).cap):
+        if training.liger and pipeline.loss == "ce" and (cap := logit_rule(model.bare.config).cap):
             found.wrong.append(
                 f"model {model.name}: training.liger: Liger's kernel has no soft cap, its logits have one ({cap:g}); "
                 "set training.liger: false"
