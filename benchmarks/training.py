@@ -76,7 +76,7 @@ def prepare(folder: Path, model: dict[str, Any], teacher: dict[str, Any]) -> dic
     (folder / "cache").mkdir()
     logits = {"method": "head_tail", "head": 48, "tail": 48, "audit_examples": 0}
     raw = {"model": teacher, "dtype": "auto", "logits": logits}
-    given = {"spec": SimpleNamespace(params=raw), "params": LogitsParams.model_validate(raw), "inputs": inputs}
+    given = {"spec": SimpleNamespace(params=raw, runs={}), "params": LogitsParams.model_validate(raw), "inputs": inputs}
     main(SimpleNamespace(**given, out=folder / "cache", meter=Meter(), log=lambda message: None))
     return {**inputs, "teacher_logits": folder / "cache"}
 

@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config
 
 from distill_energy.config import parse_config
+from distill_energy.config.evaluation import Judge
 from distill_energy.errors import UserError
 from distill_energy.models.tiny import tiny_config, tiny_tokenizer
 from distill_energy.plan import build_plan
@@ -207,9 +208,9 @@ def test_a_judge_that_does_not_answer():
         port = taken.getsockname()[1]
     judge = {"kind": "openai", "model": "m", "base_url": f"http://127.0.0.1:{port}/v1", "api_key_env": "NO_SUCH_KEY"}
     with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port}/v1.*refused"):
-        check_judge(judge)
+        check_judge(Judge(**judge))
     with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
-        check_judge({**judge, "base_url": None})
+        check_judge(Judge(**judge | {"base_url": None}))
 
 
 @pytest.fixture
@@ -246,16 +247,16 @@ def test_a_judges_key_and_model_are_tried_with_one_token(asked, monkeypatch):
     url, bodies = asked
     judge = {"kind": "openai", "model": "m", "base_url": url, "api_key_env": "JUDGE_KEY"}
     with pytest.raises(UserError, match="wants a key: set JUDGE_KEY"):
-        check_judge(judge)
+        check_judge(Judge(**judge))
     monkeypatch.setenv("JUDGE_KEY", "wrong")
     with pytest.raises(UserError, match="refuses the key in JUDGE_KEY") as caught:
-        check_judge(judge)
+        check_judge(Judge(**judge))
     assert "wrong" not in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.setenv("JUDGE_KEY", "right")
     with pytest.raises(UserError, match="404"):
-        check_judge({**judge, "model": "other"})
+        check_judge(Judge(**judge | {"model": "other"}))
     bodies.clear()
-    check_judge(judge)
+    check_judge(Judge(**judge))
     assert [body["max_tokens"] for body in bodies] == [1]
 
 

@@ -18,7 +18,7 @@ def make_cache(folder, data, model=TEACHER, **logits):
     folder.mkdir(parents=True)
     settings = {"method": "head_tail", "head": 16, "tail": 16, "audit_examples": 1} | logits
     raw = {"model": model, "dtype": "float32", "logits": settings}
-    spec, told = SimpleNamespace(params=raw), read_params("teacher_logits", raw)
+    spec, told = SimpleNamespace(params=raw, runs={}), read_params("teacher_logits", raw)
     main(
         SimpleNamespace(spec=spec, params=told, inputs=data, out=folder, work=folder, meter=CountingMeter(), log=print)
     )

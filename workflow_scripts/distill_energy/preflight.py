@@ -23,7 +23,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .config.evaluation import LOCAL_TASKS, Benchmark
+from .config.evaluation import LOCAL_TASKS, Benchmark, Judge
 from .config.params import read_params
 from .config.schema import Config
 from .config.sources import GeneratedData
@@ -274,7 +274,7 @@ def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found
         found.ask(lambda: read_series(series))
     for name, benchmark in config.evaluation.benchmarks.items():
         if (judge := getattr(benchmark, "judge", None)) is not None:
-            found.ask(lambda judge=judge: check_judge(judge.model_dump()), f"evaluation.benchmarks.{name}.judge")
+            found.ask(lambda judge=judge: check_judge(judge), f"evaluation.benchmarks.{name}.judge")
         _check_benchmark(found, name, benchmark)
     return found
 
@@ -515,12 +515,12 @@ def _check_disk(found: Found, config: Config, root: str | Path) -> None:
         )
 
 
-def check_judge(judge: Mapping[str, Any]) -> None:
+def check_judge(judge: Judge) -> None:
     """A judge answers, with its key and by its model's name: one token of one request. A local one's folder is there.
     Raises UserError."""
-    if judge["kind"] == "local":
-        path = Path(judge["model"]).expanduser()
-        if (os.sep in judge["model"] and judge["model"].startswith((".", "/", "~"))) and not path.is_dir():
-            raise UserError(f"model {judge['model']} is not a folder")
+    if judge.kind == "local":
+        path = Path(judge.model).expanduser()
+        if (os.sep in judge.model and judge.model.startswith((".", "/", "~"))) and not path.is_dir():
+            raise UserError(f"model {judge.model} is not a folder")
         return
-    Endpoint(dict(judge), pause_s=0.5).greet()
+    Endpoint(judge, pause_s=0.5).greet()
