@@ -8,7 +8,7 @@ and no N*: its energy is each run's own, and the comparison is campaign against 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 

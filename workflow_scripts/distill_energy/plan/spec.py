@@ -64,8 +64,8 @@ class StageSpec:
     seed: int | None = None
     root: str = "results"
     energy: dict[str, Any] = field(default_factory=dict)  # how to measure; never part of the version
-    runs: dict[str, Any] = field(default_factory=dict)  # on how many processes; never part of the version
     store: str | None = None  # URL of the teacher store whose mirror is among the roots, if it is on object storage
+    runs: dict[str, Any] = field(default_factory=dict)  # on how many processes; never part of the version
 
     @property
     def key(self) -> tuple[str, str, str]:
