@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from distill_energy.energy import Meter, MeterConfig
+from distill_energy.energy import Meter, MeterConfig, measure_idle
 from distill_energy.energy.account import gpu_energy
 from distill_energy.energy.sampler import INSTANT_JITTER
 from distill_energy.store.sidecar import total
@@ -134,3 +134,19 @@ def test_a_slice_whose_share_is_unknown_is_null_and_says_so(gpus, tmp_path, monk
     (gpu,) = [c for c in meter.attempt.components if c.component == "gpu"]
     assert gpu.gross_j is None and "share of the GPU" in gpu.reason and "MIG-a" in gpu.reason
     assert total(meter.attempt.components)[0] is None
+
+
+def test_a_slice_is_net_of_its_own_idle_power_and_of_no_other_slices(gpus, tmp_path, monkeypatch):
+    gpus.add(Power("const", 112.0), "sms 112", "mig MIG-a 28", "mig MIG-b 84")
+    config = MeterConfig(**FAST)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a")
+    idle = measure_idle(config, 0.5)
+    with Meter(tmp_path / "a", config, idle=idle) as meter:
+        time.sleep(0.4)
+    (gpu,) = [c for c in meter.attempt.components if c.component == "gpu"]
+    assert gpu.idle_j == pytest.approx(28 * meter.attempt.wall_s, rel=0.02)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b")
+    with Meter(tmp_path / "b", config, idle=idle) as meter:
+        time.sleep(0.2)
+    (gpu,) = [c for c in meter.attempt.components if c.component == "gpu"]
+    assert gpu.idle_j is None and "no value" in gpu.idle_reason

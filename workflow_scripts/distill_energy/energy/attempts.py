@@ -13,7 +13,7 @@ from typing import Any
 from ..store import sidecar as schema
 from . import account, journal
 from .health import health, judge
-from .identity import alive, utc
+from .identity import alive, idle_name, utc
 from .running import in_total
 
 #: Records that the disk refused, by journal: this process knows more than the file says.
@@ -235,7 +235,7 @@ class Window:
             return None, "no idle baseline was measured"
         if idle["host"] != self.opened["attempt"]["host"]:
             return None, f"the idle baseline is of another host ({idle['host']})"
-        name = device["device"] or device["component"]
+        name = idle_name(device)
         watts = idle["watts"].get(name)
         if watts is None:
             why = (idle.get("reasons") or {}).get(name)

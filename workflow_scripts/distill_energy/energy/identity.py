@@ -41,6 +41,12 @@ def stat_fields(pid: int) -> list[str] | None:
     return text[text.rindex(")") + 2 :].split()  # the command in brackets may hold spaces and brackets
 
 
+def idle_name(device: dict[str, Any]) -> str:
+    """The name under which an idle baseline holds a journal's device: a part of a GPU has the idle power of its own."""
+    name = device["device"] or device["component"]
+    return f"{name} ({device['mig']})" if device.get("share", 1.0) != 1.0 else name
+
+
 def attempt_identity(now: float) -> dict[str, Any]:
     """Fields of ``store.sidecar.Attempt`` that say who runs, with ``pid_start`` and an ``id`` nobody else makes."""
     host, boot, pid = socket.gethostname(), boot_id(), os.getpid()

@@ -14,6 +14,7 @@ from ..errors import UserError
 from . import journal
 from .attempts import Window
 from .config import MeterConfig
+from .identity import idle_name
 from .idle import IdleBaseline
 from .meter import Meter
 
@@ -51,7 +52,7 @@ def measure_idle(config: MeterConfig, seconds: float) -> IdleBaseline:
     components, energies = window.components()
     baseline = IdleBaseline(host=socket.gethostname(), seconds=seconds)
     for component, energy, device in zip(components, energies, opened["devices"], strict=False):
-        name = component.device or component.component
+        name = idle_name(device)
         baseline.watts[name] = baseline.spread[name] = baseline.stable[name] = None
         if device["kind"] == "codecarbon":
             baseline.reasons[name] = "CodeCarbon's estimate of one process leaves out the machine's idle power"
