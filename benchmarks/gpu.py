@@ -297,6 +297,9 @@ def training_cases(inputs: dict[str, Path], size: str) -> dict[str, Callable[[],
         "sft": lambda: Product(inputs, size, "sft"),
         "kd": lambda: Product(inputs, size, "kd"),
         "kd, T = 2": lambda: Product(inputs, size, "kd", 2.0),
+        "sft, triton": lambda: Product(inputs, size, "sft", loss_kernel="triton"),
+        "kd, triton": lambda: Product(inputs, size, "kd", loss_kernel="triton"),
+        "kd, triton, T = 2": lambda: Product(inputs, size, "kd", 2.0, loss_kernel="triton"),
         "sft, compiled layers": lambda: Product(inputs, size, "sft", compile=True),
         "kd, compiled layers": lambda: Product(inputs, size, "kd", compile=True),
         "sft, compiled, rows of 16384": lambda: Product(inputs, size, "sft", compile=True, micro_batch_tokens=16384),
@@ -307,6 +310,8 @@ def training_cases(inputs: dict[str, Path], size: str) -> dict[str, Callable[[],
         "(a) plain loop, full logits": lambda: Plain(inputs, size, "full"),
         "(c) harness's formula": lambda: Plain(inputs, size, "harness"),
     }
+    if importlib.util.find_spec("triton") is None or (DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
+        cases = {name: make for name, make in cases.items() if "triton" not in name}
     if importlib.util.find_spec("liger_kernel") and DEVICE != "cpu":
         cases["(b) Liger's distillation loss"] = lambda: Plain(inputs, size, "liger")
     return cases

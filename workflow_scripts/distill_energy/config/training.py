@@ -56,6 +56,9 @@ class Training(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     liger: bool | None = None  # Liger's fused cross-entropy; None: where CUDA and the package are there
+    loss_kernel: Literal["chunks", "triton"] | None = Field(
+        None, description="triton: own kernels for cross-entropy and distillation on CUDA, not measured; null: chunks"
+    )
     lora: Lora | None = None
     reference_faithful: bool | Reference | None = None  # reproduce the choices of the paper's harness
     processes: int | None = Field(None, gt=0)  # data-parallel processes a node; None: one

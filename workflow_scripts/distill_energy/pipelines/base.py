@@ -21,7 +21,7 @@ class Settings:
     alpha: float | None = None
     temperature: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    ce_kernel: str = "chunks"  # what computes a cross-entropy (``kd.losses.ce.choose_kernel``)
+    ce_kernel: str = "chunks"  # what computes the loss (``choose_kernel`` and ``choose_triton`` of ``kd.losses.ce``)
     softcap: float | None = None  # of the student's logits (``models.logits.LogitRule``)
 
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import pipelines
 from ..errors import UserError
-from ..kd.losses.ce import choose_kernel
+from ..kd.losses.ce import TRITON, choose_kernel, choose_triton
 from ..models import ragged
 from ..models.logits import check_logits, logit_rule, output_layer
 from ..models.packing import check_packing
@@ -42,6 +42,8 @@ class Learner:
         kernel = choose_kernel(training.liger, peers.device)
         if self.pipeline.loss == "ce":
             self.settings = replace(self.settings, ce_kernel=kernel)
+        if choose_triton(training.loss_kernel, training.liger, self.pipeline.loss, peers.device):
+            self.settings = replace(self.settings, ce_kernel=TRITON)
         self.precision = resolve_precision(precision or training.precision, peers.device)
         if self.precision.note and peers.leads:
             job.log(self.precision.note)

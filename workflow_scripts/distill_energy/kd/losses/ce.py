@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from .linear import LossOutput, fused_linear_loss
 if TYPE_CHECKING:
     from ...pipelines.base import Settings
 
-CHUNKS, LIGER = "chunks", "liger"
+CHUNKS, LIGER, TRITON = "chunks", "liger", "triton"
 
 
 def choose_kernel(asked: bool | None, device: str) -> str:
@@ -37,6 +38,27 @@ def choose_kernel(asked: bool | None, device: str) -> str:
     if why_not:
         raise UserError(f"training.liger is true, but {why_not}")
     return LIGER
+
+
+def choose_triton(asked: str | None, liger: bool | None, loss: str, device: str) -> bool:
+    """Whether a training's losses run on the kernels of ``triton_kernel.py`` (``training.loss_kernel``).
+
+    Raises UserError if they are asked for and cannot be.
+    """
+    if asked != TRITON:
+        return False
+    why_not = None
+    if loss not in ("ce", "kd"):
+        why_not = f"the loss {loss!r} has none"
+    elif liger:
+        why_not = "training.liger is true"
+    elif importlib.util.find_spec("triton") is None:
+        why_not = "the package triton is not installed"
+    elif torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        why_not = f"it needs a CUDA GPU, this training runs on {device}"
+    if why_not:
+        raise UserError(f"training.loss_kernel is triton, but {why_not}")
+    return True
 
 
 def kernel_version(kernel: str) -> str:
@@ -69,6 +91,15 @@ def ce_loss(
     def chunk(logits: torch.Tensor, rows: slice, want_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
         target = labels[rows, None]
         picked = logits.gather(1, target)
+        if kernel == TRITON:
+            from .triton_kernel import gradient_, statistics
+
+            top, total, _ = statistics(logits, 1.0)
+            loss = (torch.log(total) + top - picked)[:, 0]
+            if want_grad:
+                at_label = torch.full_like(picked, -1.0)
+                gradient_(logits, top, 1 / total, torch.zeros_like(total), 1.0, target, at_label)
+            return loss, loss[:, None]
         top = logits.amax(1, keepdim=True)
         e = logits.sub_(top).exp_()
         total = e.sum(1, keepdim=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...errors import UserError
 from . import LossParts
 from .linear import LossOutput, fused_linear_loss
 from .teacher import TeacherTensors
@@ -32,6 +33,7 @@ def kd_loss(
     chunk_rows: int | None = None,
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
+    kernel: str = "chunks",
 ) -> LossOutput:
     """Sum over n tokens of α·CE + (1 − α)·T²·KL.
 
@@ -46,6 +48,25 @@ def kd_loss(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         w_all, logp_all, log_tail_all = teacher.weights(temperature)
     bucket = teacher.spec.method == "topk"
+    if kernel == "triton" and bucket:
+        raise UserError("training.loss_kernel is triton, but a cache of method topk has none")
+
+    def by_triton(logits: torch.Tensor, rows: slice, want_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        from .triton_kernel import gradient_, statistics
+
+        ids, w, logp = teacher.ids[rows], w_all[rows].to(logits.dtype), logp_all[rows].to(logits.dtype)
+        target = labels[rows, None]
+        picked, found = logits.gather(1, target), logits.gather(1, ids)
+        top, total1, total_t = statistics(logits, temperature)
+        ce = (torch.log(total1) + top - picked)[:, 0]
+        logq = (found - top) / temperature - torch.log(total_t)
+        kl = torch.where(w > 0, w * (logp - logq), torch.zeros_like(w)).sum(1)
+        if want_grad:
+            soft = (1 - alpha) * temperature
+            scale_t = soft * w.sum(1, keepdim=True) / total_t
+            places, values = torch.cat([ids, target], 1), torch.cat([-soft * w, torch.full_like(picked, -alpha)], 1)
+            gradient_(logits, top, alpha / total1, scale_t, temperature, places, values)
+        return alpha * ce + (1 - alpha) * temperature**2 * kl, torch.stack([ce, kl], 1)
 
     def chunk(logits: torch.Tensor, rows: slice, want_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
         ids, w, logp = teacher.ids[rows], w_all[rows].to(logits.dtype), logp_all[rows].to(logits.dtype)
@@ -91,7 +112,8 @@ def kd_loss(
                 logits.copy_(e1)
         return loss, torch.stack([ce, kl], 1)
 
-    loss, parts = fused_linear_loss(hidden, weight, bias, chunk, chunk_rows, softcap)
+    fused = by_triton if kernel == "triton" else chunk
+    loss, parts = fused_linear_loss(hidden, weight, bias, fused, chunk_rows, softcap)
     parts = parts.detach()
     return LossOutput(loss, {"ce": parts[0], "kl": parts[1]}, len(labels))
 
@@ -106,7 +128,17 @@ def objective(
 ) -> LossParts:
     """Distillation at the pipeline's α and T (see ``kd.losses.Objective``)."""
     alpha, temperature = settings.alpha, settings.temperature
-    result = kd_loss(hidden, weight, labels, teacher, alpha, temperature, bias=bias, softcap=settings.softcap)
+    result = kd_loss(
+        hidden,
+        weight,
+        labels,
+        teacher,
+        alpha,
+        temperature,
+        bias=bias,
+        softcap=settings.softcap,
+        kernel=settings.ce_kernel,
+    )
     return LossParts(result.loss, result.parts["ce"], result.parts["kl"])
 
 

@@ -17,6 +17,7 @@ ChunkLoss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tens
 CHUNK_BYTES = 512 << 20  # of a chunk's float32 logits on a GPU: products want many rows
 CPU_ROWS = 104  # rows of a chunk on a CPU, where the passes over its logits want what fits the cache
 BLOCK = 1 << 20  # logits that the element-wise passes take at a time on a CPU
+WEIGHT_BLOCK = 1 << 25  # elements of the weight's gradient that a product in half precision makes at a time
 SINGLE_USE = 1 << 22  # weight gradients above this many elements are scaled in place: one backward only
 
 
@@ -62,7 +63,7 @@ class _FusedLinearLoss(torch.autograd.Function):
                     buffer = torch.empty(min(chunk_rows, n), w.shape[0], dtype=dtype, device=w.device)
                 logits = torch.mm(h[rows], w.T, out=buffer[:size])
             else:
-                logits = torch.mm(h[rows], w.T).to(accumulate)
+                logits = _product(h[rows], w.T, accumulate).to(accumulate)
             if bias is not None:
                 logits.add_(bias)
             # The product wants many rows, the passes over its result want what fits the cache.
@@ -84,12 +85,14 @@ class _FusedLinearLoss(torch.autograd.Function):
                 if need_h:
                     torch.mm(grad, w, out=grad_h[rows])
                 if need_w:
-                    if once:
-                        grad_w = torch.mm(grad.T, h).to(accumulate)
+                    if once and dtype == accumulate:
+                        grad_w = torch.mm(grad.T, h)
                     elif dtype == accumulate:
                         grad_w.addmm_(grad.T, h[rows])
                     else:
-                        grad_w.add_(torch.mm(grad.T, h[rows]))
+                        if grad_w is None:
+                            grad_w = torch.empty(weight.shape, dtype=accumulate, device=w.device)
+                        _accumulate(grad_w, grad.T, h[rows], once)
                 if need_b:
                     grad_b.add_(grad.sum(0, dtype=accumulate))
         if losses:
@@ -116,6 +119,22 @@ class _FusedLinearLoss(torch.autograd.Function):
         if large:
             ctx.grads = None
         return (*out, None, None, None, None)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """a·b of half-precision factors; on a GPU not rounded to theirs, as the product is summed in fp32 anyway."""
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a, b)
+
+
+def _accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: bool) -> None:
+    """total [V, H] ← (0 where ``first``, else total) + a·b, by blocks of rows: no second tensor of its size."""
+    step = max(1, WEIGHT_BLOCK // total.shape[1])
+    for at in range(0, total.shape[0], step):
+        part = _product(a[at : at + step], b, total.dtype)
+        if first:
+            total[at : at + step].copy_(part)
+        else:
+            total[at : at + step].add_(part)
 
 
 def chunk_rows_for(weight: torch.Tensor) -> int:
