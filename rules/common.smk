@@ -20,8 +20,14 @@ from distill_energy.energy.co2 import co2e  # noqa: E402
 from distill_energy.errors import UserError  # noqa: E402
 from distill_energy.plan import build_plan  # noqa: E402
 from distill_energy.plan.order import place_in_order  # noqa: E402
-from distill_energy.store.remote import Remote, is_remote, local_root  # noqa: E402
+from distill_energy.store.remote import (
+    Remote,
+    is_remote,
+    local_root,
+    receipts,
+)  # noqa: E402
 from distill_energy.store.sidecar import TEACHER_STAGES  # noqa: E402
+from distill_energy.store.teacher_store import refresh  # noqa: E402
 
 # One measured stage at a time on a host: two on one device would share its joules. Set here and not only in a
 # profile, since --resources on the command line replaces a profile's. Local, since each host has its own meter.
@@ -47,11 +53,17 @@ try:
     if grid.country or grid.region:  # a wrong one is said before anything is measured
         co2e(None, country=grid.country, region=grid.region)
     plan = build_plan(settings)
-    # What a shared store on object storage has already is not planned again. Jobs find it in the mirror.
-    if is_remote(settings.teacher_store) and workflow.is_main_process:
-        Remote(settings.teacher_store, local_root(settings.teacher_store)).refresh(
-            spec.key for stage in TEACHER_STAGES for spec in plan.of(stage)
-        )
+    # Where Snakemake finds the teacher's artifacts.
+    TEACHER_ROOT = receipts(settings.teacher_store) or local_root(
+        settings.teacher_store
+    )
+    # What a shared store has already is not planned again. Jobs find it here: in the mirror, or as copied sidecars.
+    if settings.teacher_store and workflow.is_main_process:
+        shared = [spec.key for stage in TEACHER_STAGES for spec in plan.of(stage)]
+        if is_remote(settings.teacher_store):
+            Remote(settings.teacher_store, TEACHER_ROOT).refresh(shared)
+        else:
+            refresh(settings.teacher_store, TEACHER_ROOT, shared)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -76,12 +88,14 @@ ANSWER = (
 if settings.warm_worker and workflow.is_main_process:
     os.environ[worker.OWNER] = worker.owned_by(os.getpid(), ANSWER)
 
-TEACHER_ROOT = local_root(settings.teacher_store)
-
 
 def artifact(root, stage):
-    """What a measured job writes: the sidecar, which commits the artifact, and the power trace."""
+    """What a measured job writes: the sidecar, which commits the artifact, and the power trace. Of a store's folder
+    the copy of the sidecar alone, since Snakemake removes outputs, and others read what lies there.
+    """
     folder = f"{root}/{stage}/{{name}}/{{version}}"
+    if root == receipts(settings.teacher_store):
+        return {"sidecar": f"{folder}/energy.json"}
     return {"sidecar": f"{folder}/energy.json", "power": f"{folder}/power.parquet"}
 
 
@@ -99,11 +113,17 @@ def order(stage):
 
 
 def consumed(stage):
-    """Input function: the sidecars of what the stage reads. Identity is in their paths, so their times don't count."""
+    """Input function: the sidecars of what the stage reads. Identity is in their paths, so their times don't count.
+
+    A teacher's artifact that is there needs none that is not: from a store it serves a workflow that has nothing yet.
+    """
 
     def sidecars(wildcards):
         node = plan.spec(stage, wildcards.name, wildcards.version)
-        return [ancient(f"{item.folder}/energy.json") for item in node.consumes]
+        found = [plan.spec(i.stage, i.name, i.version).sidecar for i in node.consumes]
+        if stage in TEACHER_STAGES and os.path.exists(node.sidecar):
+            found = [path for path in found if os.path.exists(path)]
+        return [ancient(path) for path in found]
 
     return sidecars
 

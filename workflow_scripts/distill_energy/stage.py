@@ -28,6 +28,7 @@ from .store import sidecar as schema
 from .store.artifact import damage, lacking, produced
 from .store.lock import artifact_lock
 from .store.paths import check_inside
+from .store.teacher_store import check_writable, register, shared_modes
 
 
 @dataclass
@@ -124,7 +125,13 @@ def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> sch
     store = _remote_store(spec)
     if store is not None:
         store.prepare()
-    with artifact_lock(attempts, _say), own_gpus(gpus_of(spec), f"{spec.stage}/{spec.name}") as used:
+    for root, written in _shared_folders(spec).items():
+        check_writable(root, written)
+    with contextlib.ExitStack() as held:
+        if spec.receipts:
+            held.enter_context(shared_modes(spec.root))
+        held.enter_context(artifact_lock(attempts, _say))
+        used = held.enter_context(own_gpus(gpus_of(spec), f"{spec.stage}/{spec.name}"))
         record = _restore(out, attempts)
         if record is None and store is not None and spec.root == str(store.mirror):
             record = store.take(spec.key)  # another workflow may have made it since this one was planned
@@ -134,7 +141,22 @@ def execute(spec: StageSpec, main: Callable[[StageContext], dict | None]) -> sch
         if record is None:
             record = _make(spec, main, store, used)
         _share(spec, record, store)
-        return record
+    if spec.receipts:
+        atomic.write_text(spec.sidecar, schema.dump(record))
+    return record
+
+
+def _shared_folders(spec: StageSpec) -> dict[str, list[str]]:
+    """Teacher store (a folder) → the folders in it to which this stage will write."""
+    if spec.receipts:
+        return {spec.root: [spec.folder, spec.attempts]}
+    found: dict[str, list[str]] = {}
+    if spec.stage == "student_training" and spec.store is None:
+        for item in spec.consumes:
+            if item.stage in schema.TEACHER_STAGES and item.root != spec.root:
+                place = f"{item.root}/consumers/{item.stage}/{item.name}/{item.version}"
+                found.setdefault(item.root, []).append(place)
+    return found
 
 
 def gpus_of(spec: StageSpec) -> int | None:
@@ -356,8 +378,6 @@ def _remote_store(spec: StageSpec) -> Any:
 
 def _share(spec: StageSpec, record: schema.Sidecar, store: Any) -> None:
     """Push a teacher artifact; tell a teacher store outside this workflow's results of its consumer. Idempotent."""
-    from .store.teacher_store import register
-
     if store is not None and spec.root == str(store.mirror):
         store.push(spec.key, record, _say)
     if spec.stage != "student_training":
@@ -365,8 +385,9 @@ def _share(spec: StageSpec, record: schema.Sidecar, store: Any) -> None:
     if store is not None:
         store.register(record, spec.root)
         return
-    for root in {i.root for i in spec.consumes if i.stage in schema.TEACHER_STAGES and i.root != spec.root}:
-        register(root, record, spec.root)
+    for root in _shared_folders(spec):
+        with shared_modes(root):
+            register(root, record, spec.root)
 
 
 @contextlib.contextmanager

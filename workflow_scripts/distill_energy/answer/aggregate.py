@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..ledger.carbon import apply_grid
 from ..ledger.ledger import collect_rows, mark_current, problem_rows
 from ..ledger.rows import Problem, schema
+from ..store import bounded
 from ..store.atomic import replacing, write_parquet
 from ..store.remote import is_remote, synced
 from .experiments import listed_elsewhere, mark_elsewhere, results_of
@@ -111,6 +112,7 @@ def reopened(folders: Sequence[Path], every: bool = False) -> tuple[list[Path], 
 
 def read_ledger(path: str | Path) -> tuple[list[dict[str, Any]], list[Problem]]:
     """Rows and problems of a written ledger."""
+    bounded.check(path)
     table = pq.read_table(path)
     text = (table.schema.metadata or {}).get(PROBLEMS_KEY, b"[]")
     return table.to_pylist(), [Problem(**p) for p in json.loads(text)]
@@ -118,6 +120,7 @@ def read_ledger(path: str | Path) -> tuple[list[dict[str, Any]], list[Problem]]:
 
 def read_summary(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a written summary."""
+    bounded.check(path)
     return pq.read_table(path).to_pylist()
 
 

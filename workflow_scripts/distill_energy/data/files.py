@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..store import bounded
 
 READERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
@@ -125,5 +126,6 @@ def _csv(path: Path) -> Iterator[dict[str, str]]:
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
+        bounded.check(path, file)
         for batch in file.iter_batches(batch_size=1024):
             yield from batch.to_pylist()

@@ -69,7 +69,7 @@ class JournalWriter:
 
     def __init__(self, path: Path, heal: bool = True) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o664)
         self.waiting: deque[bytes] = deque()
         self.begun: bytes | None = None  # the whole of a line of which a part is on disk
         self.failure: str | None = None

@@ -59,7 +59,10 @@ def win_rate(session: Session, name: str, params: AlpacaEval | ReferenceAnswers,
     prompt = "" if packaged else judges.template("pairwise", version)
     with session.phase(name):
         answers = generate(session, [d.prompt_ids for d in duels], params.max_new_tokens, seed=params.seed)
-    shown = [(duel.instruction, answer.text, duel.reference) for duel, answer in zip(duels, answers, strict=True)]
+    shown = [
+        tuple(judges.quoted(text) for text in (duel.instruction, answer.text, duel.reference))
+        for duel, answer in zip(duels, answers, strict=True)
+    ]
     notes = f"own judge prompt {version}, judge {judge_params.model}: not the leaderboard's rate"
     controlled = None
     with judges.opened(session, judge_params) as judge:

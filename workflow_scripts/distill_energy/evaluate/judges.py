@@ -165,6 +165,8 @@ class LocalModel:
     def shares(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[float]]:
         """For each prompt the probability of each of ``answers`` as the answer's beginning, among them all."""
         session = self.session
+        for token in filter(lambda token: len(token) > 1, session.tokenizer.all_special_tokens):  # the judge's own
+            prompts = [prompt.replace(token, f"{token[0]} {token[1:]}") for prompt in prompts]
         options = [session.encode(answer) for answer in answers]
         ids = [session.prompt_ids(prompt) for prompt in prompts]
         scored = score_continuations(session, ids, [options] * len(ids))
@@ -219,6 +221,27 @@ def template(name: str, version: str) -> str:
         known = sorted(v for n, v in PROMPTS if n == name)
         raise UserError(f"evaluation: judge.prompt_version {version!r} is not one of {', '.join(known)}")
     return PROMPTS[name, version]
+
+
+#: What chat templates make of turns: a tokenizer reads these in a user's text as the control tokens that they spell.
+_CONTROL = re.compile(
+    r"<(?=[|｜][^<>\n]{1,60}[|｜]>)|<(?=/?s>|(?:start|end)_of_turn>|[be]os>|</?SYS>|/SYS>)|\[(?=/?INST\]|/?SYSTEM_PROMPT\])",
+    re.I,
+)
+#: A heading that a caller adds to a prompt.
+REFERENCE = "Reference answer"
+_HEADINGS = sorted({REFERENCE, *(name for text in PROMPTS.values() for name in re.findall(r"^\[(.+)\]$", text, re.M))})
+_HEADING = re.compile(rf"\[(?=\s*(?:{'|'.join(map(re.escape, _HEADINGS))})\s*\])", re.I)
+
+
+def quoted(text: str) -> str:
+    """A text of others as it may stand in a judge's prompt: no control token, no heading of a prompt's own, no verdict.
+
+    What would be read as one gets a space behind its first bracket; everything else stays.
+    """
+    text = _CONTROL.sub(lambda found: f"{found[0]} ", text)
+    text = _HEADING.sub("[ ", text)
+    return re.sub(r"\[(?=\[\s*(?:\d+(?:\.\d*)?|\w)\s*\]\])", "[ ", text)
 
 
 def fill(text: str, **values: str) -> str:

@@ -129,14 +129,16 @@ def judged_turns(row: dict[str, Any]) -> list[Turn]:
 
 def judge_prompt(prompt: str, turn: Turn, answer: str) -> str:
     """What the judge reads about one turn."""
-    history = "\n\n".join(f"User: {user}\nAssistant: {bot}" for user, bot in turn.history) or "(none)"
-    reference = f"\n[Reference answer]\n{turn.gold}\n" if turn.task in WITH_REFERENCE else ""
+    history = (
+        "\n\n".join(f"User: {judges.quoted(u)}\nAssistant: {judges.quoted(b)}" for u, b in turn.history) or "(none)"
+    )
+    reference = f"\n[{judges.REFERENCE}]\n{judges.quoted(turn.gold)}\n" if turn.task in WITH_REFERENCE else ""
     return judges.fill(
         prompt,
         rubric=RUBRICS[turn.task],
         history=history,
-        request=turn.request,
-        answer=answer.strip() or "(the assistant said nothing)",
+        request=judges.quoted(turn.request),
+        answer=judges.quoted(answer.strip()) or "(the assistant said nothing)",
         reference=reference,
     )
 

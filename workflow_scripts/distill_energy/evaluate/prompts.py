@@ -40,4 +40,11 @@ First judge in two or three sentences how well the answer does what is tested he
 [[4]].
 """
 
-PROMPTS: dict[tuple[str, str], str] = {("pairwise", "1"): PAIRWISE_1, ("turns", "1"): TURNS_1}
+#: The answer has an end of its own.
+TURNS_2 = TURNS_1.replace("{{answer}}\n", "{{answer}}\n\n[End of the answer]\n")
+
+PROMPTS: dict[tuple[str, str], str] = {
+    ("pairwise", "1"): PAIRWISE_1,
+    ("turns", "1"): TURNS_1,
+    ("turns", "2"): TURNS_2,
+}

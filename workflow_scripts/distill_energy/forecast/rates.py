@@ -34,6 +34,7 @@ from ..energy.host import describe_hardware
 from ..errors import UserError
 from ..ledger.rows import engine_class
 from ..plan import build_plan
+from ..store import bounded
 from ..store.atomic import write_parquet
 from ..store.sidecar import STAGES
 from .cases import Case, cases, needs_live_teacher, tokenizer_of
@@ -373,6 +374,7 @@ def read_rates(path: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: neither a file of rates nor one of {', '.join(presets())}")
     if place.suffix == ".yaml":
         return _preset_rows(place)
+    bounded.check(place)
     try:
         table = pq.read_table(place)
     except (OSError, pa.ArrowException) as error:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ..energy.co2 import co2e
 from ..errors import UserError
+from ..store import bounded
 from ..store.sidecar import POWER_NAME
 from .electricity_maps import Hours, Unanswered, hour_of
 
@@ -78,6 +79,7 @@ def spent_over_time(folder: str | Path) -> tuple[list[float], list[float]]:
     """(Unix seconds, relative weights) of when an artifact's joules were spent, from its power trace: counters'
     differences, else watts by time. Empty where there is no trace."""
     try:
+        bounded.check(Path(folder) / POWER_NAME)
         table = pq.read_table(Path(folder) / POWER_NAME)
     except (OSError, pa.ArrowException):
         return [], []

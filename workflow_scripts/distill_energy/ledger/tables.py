@@ -9,6 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import UserError
+from ..store import bounded
+
 
 def columns_of(path: str | Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]] | None:
     """Column name → values, of those of ``columns`` that the file has; None if it is absent or not whole."""
@@ -22,8 +25,9 @@ def table_of(path: str | Path, columns: Sequence[str] | None = None, dictionarie
     try:
         with pa.OSFile(str(path)) as source:
             file = pq.ParquetFile(source, pre_buffer=False, read_dictionary=list(dictionaries))
+            bounded.check(path, file)
             return file.read(columns=columns, use_threads=False)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UserError):
         return None
 
 

@@ -18,7 +18,7 @@ from ..config.training import Training
 from ..errors import UserError
 from ..pipelines import get, kinds
 from ..store.content import content_of
-from ..store.remote import is_remote, local_root
+from ..store.remote import is_remote, local_root, receipts
 from .recipes import RECIPES
 from .spec import Input, StageSpec, digest, make_spec
 from .sweep import Setting, settings
@@ -82,8 +82,9 @@ class _Builder:
     def __init__(self, config: Config, root: str) -> None:
         self.config = config
         self.root = root
-        self.teacher_root = local_root(config.teacher_store, root)
         self.store = config.teacher_store if is_remote(config.teacher_store) else None
+        #: Where teachers' artifacts lie.
+        self.shared = {"root": local_root(config.teacher_store, root), "receipts": receipts(config.teacher_store, root)}
         self.plan = Plan()
         self.energy = config.energy.model_dump(mode="json")
         self.model_params: dict[str, dict[str, Any]] = {}
@@ -191,14 +192,14 @@ class _Builder:
     def _teacher_artifact(self, needs: str, dataset: str, setting: Setting, teacher: str) -> StageSpec:
         data, name = self._data(dataset).as_input("data"), f"{teacher}-{dataset}"
         if needs == "teacher_logits":
-            return self._logits(name, teacher, dataset, data, root=self.teacher_root)
+            return self._logits(name, teacher, dataset, data, **self.shared)
         params = {
             "model": self.model(teacher),
             "dtype": self.config.teacher.dtype,
             **self._generation(dataset, setting),
         }
         inputs, labels = (*self._model_input(teacher), data), {"teacher": teacher, "dataset": dataset}
-        return self._stage(needs, name, needs, params, inputs, labels=labels, root=self.teacher_root)
+        return self._stage(needs, name, needs, params, inputs, labels=labels, **self.shared)
 
     def _logits(self, name: str, teacher: str, dataset: str, data: Input, **rest: Any) -> StageSpec:
         """The teacher's distributions over the answers of ``data``."""
@@ -241,13 +242,15 @@ class _Builder:
         params |= self._generation(dataset, setting)
         inputs = (trained.as_input("model"), self._data(dataset).as_input("data"))
         name = f"{who}-{dataset}-{sampler}-answers"
-        answers = self._stage("teacher_generation", name, "teacher_generation", params, inputs, labels=labels)
+        rest = {"labels": labels, **self.shared}
+        answers = self._stage("teacher_generation", name, "teacher_generation", params, inputs, **rest)
         return f"{who}-{sampler}", trained, answers
 
     def _sampled(self, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[Input, Input]:
         """(a student's answers to the prompts, the teacher's distributions over them), as a run's inputs."""
         whose, _, answers = self._answers(setting, dataset, student, teacher)
-        scored = self._logits(f"{teacher}-{dataset}-{whose}-answers", teacher, dataset, answers.as_input("data"))
+        name, data = f"{teacher}-{dataset}-{whose}-answers", answers.as_input("data")
+        scored = self._logits(name, teacher, dataset, data, **self.shared)
         return answers.as_input("teacher_generation"), scored.as_input("teacher_logits")
 
     def _paired(self, setting: Setting, dataset: str, student: str, teacher: str) -> tuple[Input, ...]:

@@ -66,6 +66,7 @@ class StageSpec:
     energy: dict[str, Any] = field(default_factory=dict)  # how to measure; never part of the version
     store: str | None = None  # URL of the teacher store whose mirror is among the roots, if it is on object storage
     runs: dict[str, Any] = field(default_factory=dict)  # on how many processes; never part of the version
+    receipts: str | None = None  # where the workflow keeps its copies of the sidecars of a root that it shares
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -81,7 +82,8 @@ class StageSpec:
 
     @property
     def sidecar(self) -> str:
-        return f"{self.folder}/energy.json"
+        """What Snakemake takes for the artifact, and removes before it makes one: never a file that others read."""
+        return f"{self.receipts or self.root}/{self.stage}/{self.name}/{self.version}/energy.json"
 
     def as_input(self, role: str, hashed: bool = True) -> Input:
         """This artifact as something another stage reads."""

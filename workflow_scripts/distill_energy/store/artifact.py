@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import atomic, digests
+from ..errors import UserError
+from . import atomic, bounded, digests
 from .sidecar import POWER_NAME, SIDECAR_NAME, Produced, Sidecar
 
 
@@ -45,6 +46,11 @@ def damage(folder: str | Path, sidecar: Sidecar) -> str | None:
             return f"{path} has {path.stat().st_size} bytes, its sidecar says {item.bytes}"
         if digests.sha256(path) != item.sha256:
             return f"{path} differs from the hash in its sidecar"
+        if path.suffix == ".parquet":
+            try:
+                bounded.check(path)
+            except UserError as error:
+                return str(error)
     return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError
-from . import atomic
+from . import atomic, bounded
 from .lock import artifact_lock
 from .sidecar import POWER_NAME, SIDECAR_NAME, TEACHER_STAGES, Produced, Sidecar, dump, parse, read
 from .teacher_store import copies
@@ -35,6 +35,15 @@ def local_root(store: str | None, root: str = "results") -> str:
     """Where this workflow has its teacher artifacts: in ``root``, in the store's folder, or in the mirror of a URL."""
     if store is None or not is_remote(store):
         return store or root
+    return _own(store, root)
+
+
+def receipts(store: str | None, root: str = "results") -> str | None:
+    """Where this workflow keeps copies of the sidecars of a store's folder; None where it has no such store."""
+    return None if store is None or is_remote(store) else _own(store, root)
+
+
+def _own(store: str, root: str) -> str:
     return f"{root}/teacher_store/{hashlib.sha256(store.rstrip('/').encode()).hexdigest()[:8]}"
 
 
@@ -149,6 +158,8 @@ class Remote:
             elif atomic.sha256(temporary) != expected.sha256:
                 problem = "differs from the hash in its sidecar"
             else:
+                if path.suffix == ".parquet":
+                    bounded.check(temporary)
                 return
             remedy = f"remove the artifact's {SIDECAR_NAME} there and in {self.mirror} to have it made again"
             raise UserError(f"{self.url}/{name}: {problem}; {remedy}")

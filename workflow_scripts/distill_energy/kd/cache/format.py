@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import UserError
+from ...store import bounded
 
 FOOTER_KEY = b"distill_energy.logit_cache"
 COLUMNS = ["id", "tokens", "tail_total", "payload"]
@@ -48,6 +49,7 @@ class Shard:
             metadata = self.file.metadata.metadata or {}
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: shard is corrupt or truncated ({error})") from None
+        bounded.check(path, self.file)
         self.footer = parse_footer(metadata.get(FOOTER_KEY), path)
         if self.file.metadata.num_rows != self.footer["rows"]:
             raise UserError(f"{path}: {self.file.metadata.num_rows} rows, its footer says {self.footer['rows']}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ...store import bounded
 from .. import style
 
 NEEDS = "ledger"
@@ -49,6 +50,7 @@ def read_trace(path: str | Path) -> dict[tuple[str, str], tuple[list[float], lis
     path = Path(path)
     if not path.is_file():
         return {}
+    bounded.check(path)
     table = pq.ParquetFile(path).read().to_pydict()
     traces: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     offset, before, start = 0.0, None, None
