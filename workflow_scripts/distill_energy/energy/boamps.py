@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..store.sidecar import Sidecar, wall_seconds
+from .co2 import load_codecarbon
 
 KWH = 3.6e6  # J
 _NAMESPACE = uuid.UUID("5f2b9a52-3c1d-4a57-9d0e-6d9c1c8a4e11")  # the same sidecar gives the same report id
@@ -31,6 +32,7 @@ def to_boamps(record: Sidecar) -> dict[str, Any]:
         raise UserError(
             f"{record.stage}/{record.name}: no BoAmps report, the energy is unknown: {record.energy.reason}"
         )
+    load_codecarbon()
     from codecarbon.output_methods.boamps.mapper import map_emissions_to_boamps
     from codecarbon.output_methods.boamps.models import BoAmpsHeader, BoAmpsMeasure
 

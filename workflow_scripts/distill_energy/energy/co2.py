@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import math
 from functools import cache
@@ -94,8 +96,15 @@ def _regional(code: str, region: str) -> tuple[float, str]:
     raise unknown
 
 
+def load_codecarbon() -> None:
+    """Import CodeCarbon in silence: it imports ``amdsmi``, which prints where it finds no ROCm."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import codecarbon  # noqa: F401
+
+
 def _canada(region: str) -> float:
     """CodeCarbon weighs a province's mix with an intensity per source: its own code does that."""
+    load_codecarbon()
     from codecarbon.core.emissions import Emissions
     from codecarbon.core.units import Energy
     from codecarbon.external.geography import GeoMetadata
