@@ -42,6 +42,7 @@ from .models.fingerprint import differing, same_tokenizer, template_hash, tokeni
 from .models.gguf import check_whole, find_gguf, header_folder
 from .models.logits import check_logits, logit_rule, output_layer
 from .models.packing import check_packing
+from .models.quantised import check_groups, check_package
 from .models.quiet import quiet
 from .models.sources import bare_model, declared_stop_ids, folder_of, hub_is_offline, load_tokenizer, why_not
 from .pipelines import get
@@ -265,9 +266,10 @@ def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found
     for node in plan.of("preprocess"):
         if "dataset" in node.params:
             _check_data(found, node, models, config)
-    for node in plan.of("student_training"):
+    for node in _trainings(plan):
         student = node.labels["student"]
         found.ask(lambda node=node, name=student: check_memory(node, models.get(name)), f"model {student}")
+    _check_quantised(found, plan, models)
     _check_teacher_memory(found, plan, models)
     _check_disk(found, config, root)
     if (series := config.energy.grid.series) is not None:
@@ -277,6 +279,24 @@ def preflight(config: Config, plan: Plan, root: str | Path = "results") -> Found
             found.ask(lambda judge=judge: check_judge(judge), f"evaluation.benchmarks.{name}.judge")
         _check_benchmark(found, name, benchmark)
     return found
+
+
+def _trainings(plan: Plan) -> list[StageSpec]:
+    """The stages that train: not those that quantise."""
+    return [node for node in plan.of("student_training") if "training" in node.params]
+
+
+def _check_quantised(found: Found, plan: Plan, models: Mapping[str, Candidate]) -> None:
+    """The package is there, and the groups of weights that share a scale divide each layer's inputs."""
+    for node in plan.of("student_training"):
+        if not get(node.params["pipeline"]["kind"]).quantises:
+            continue
+        where = f"pipelines.{node.labels['pipeline']}"
+        found.ask(check_package, where)
+        options, model = node.params["pipeline"]["options"], models.get(node.labels["student"])
+        if model is not None:
+            bits, group = options.get("bits", 8), options.get("group_size")
+            found.ask(lambda m=model, b=bits, g=group: check_groups(m.bare, b, g), f"{where}: model {model.name}")
 
 
 def _check_benchmark(found: Found, name: str, benchmark: Benchmark) -> None:
@@ -319,7 +339,7 @@ def _check_model(found: Found, model: Candidate, plan: Plan) -> bool:
         found.ask(lambda: check_tokenizer(model.tokenizer, model.stops) if teaches else model.stops, where)
     if len(found.wrong) > before:
         return False
-    trainings = [n for n in plan.of("student_training") if n.labels["student"] == model.name]
+    trainings = [n for n in _trainings(plan) if n.labels["student"] == model.name]
     _check_trainings(found, model, trainings)
     probe = model.probe()
     if probe is None:

@@ -79,6 +79,7 @@ MAIN = {
     "teacher_generation": "teacher.generation",
     "reference_logprobs": "train.logprobs",
     "student_training": "train.stage",
+    "quantised": "train.quantise",
     "contamination": "evaluate.contamination",
     "evaluation": "evaluate.stage",
 }

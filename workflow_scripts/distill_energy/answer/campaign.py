@@ -109,5 +109,23 @@ def _satterthwaite(parts: Sequence[tuple[int, Difference]]) -> float:
 
 
 def artifact_of(group: Group) -> tuple[Key, ...]:
-    """The teacher artifacts that a group's runs consumed."""
-    return tuple(sorted({key_of(row) for run in group.runs for row in run.parts["teacher"]}))
+    """The teacher artifacts that a group's runs consumed (not those that the students which they start from did)."""
+    return tuple(sorted({key_of(row) for run in group.runs for row in run.parts["teacher"]} - _borrowed(group)))
+
+
+def _borrowed(group: Group) -> set[Key]:
+    return {key for run in group.runs for key in run.borrowed}
+
+
+def continued_j(group: Group, places: Sequence[Mapping[str, Any]], rows: Mapping[Key, Row]) -> float | None:
+    """Joules spent on the students that a group's runs start from, beside its own family's: their trainings with what
+    was wasted on them, and their shares of what is shared; None where one is unknown. They stand in the campaign of
+    their own pipeline as well: the two are alternatives, not parts of one sum."""
+    trained = {key for run in group.runs for key in run.continued}
+    if not trained:
+        return 0.0
+    names = {"/".join(key) for key in trained}
+    own = ("prerun", "contamination", "evaluation")  # the group's family has its own of these
+    found = [rows[key]["total_j"] if key in rows else None for key in trained]
+    found += [p["joules"] for p in places if p["run"] in names and p["place"] == "shared" and p["stage"] not in own]
+    return None if None in found else math.fsum(found)

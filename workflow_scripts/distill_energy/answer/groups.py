@@ -40,6 +40,11 @@ class Group:
         return found.pop() if len(found) == 1 else None
 
     @property
+    def made_after(self) -> bool:
+        """Whether it starts from a student that another pipeline trained, so that it may serve at another cost."""
+        return bool(self.runs[0].continued)
+
+    @property
     def family(self) -> tuple:
         return family(self.first)
 
@@ -206,8 +211,9 @@ def incomparable(one: Group, other: Group) -> str | None:
     methods: dict[str | None, str] = {}
     for group in (one, other):
         for run in group.runs:
-            methods.setdefault(run.row["method"], "/".join(key_of(run.row)))
-            for row in (run.row, *run.parts["teacher"]):
+            for row in (r for r in run.parts["student"] if not run.continued or r is not run.row):
+                methods.setdefault(row["method"], "/".join(key_of(row)))
+            for row in (*run.parts["student"], *run.parts["teacher"]):
                 classes.setdefault(row["execution"], "/".join(key_of(row)))
     for found in (classes, methods):
         if len(found) > 1:

@@ -35,6 +35,8 @@ class Run:
     evaluations: list[Row] = field(default_factory=list)
     parts: dict[str, list[Row]] = field(default_factory=dict)  # part → the executions counted in it
     unknown: list[str] = field(default_factory=list)
+    continued: frozenset[Key] = frozenset()  # trainings that it starts from
+    borrowed: frozenset[Key] = frozenset()  # what they needed and it did not: charged to it, no further consumer
 
     @property
     def key(self) -> Key:
@@ -123,6 +125,10 @@ def build_runs(rows: Sequence[Row], provenance: Provenance) -> list[Run]:
 def _run(row, accepted, provenance: Provenance, needs: list[Key], evaluations, suites) -> Run:
     key = key_of(row)
     unknown: list[str] = []
+    continued = provenance.continued(key)
+    before = frozenset().union(*(provenance.closure(k) for k in continued)) - continued
+    borrowed = before - set(needs)
+    needs = [*needs, *(k for k in borrowed if k[0] != "prerun")]  # one host's idle baseline serves it already
     by_stage: dict[str, list[Key]] = defaultdict(list)
     for item in sorted(needs):
         by_stage[item[0]].append(item)
@@ -132,7 +138,7 @@ def _run(row, accepted, provenance: Provenance, needs: list[Key], evaluations, s
         "preprocess": by_stage["preprocess"],
         # A student that sampled for the artifact is part of what the artifact cost.
         "teacher": [*teachers, *by_stage["student_training"]],
-        "student": [key],
+        "student": [*sorted(continued), key],
         "evaluation": [key_of(r) for r in evaluations],
     }
     whole = {part: energy_sum(keys, accepted, unknown) for part, keys in found.items()}
@@ -145,10 +151,12 @@ def _run(row, accepted, provenance: Provenance, needs: list[Key], evaluations, s
         row=row,
         whole=whole,
         shares=dict(whole),
-        reuse=min((provenance.reuse(k) for k in teachers), default=None),
+        reuse=min((provenance.reuse(k) for k in teachers if k not in borrowed), default=None),
         evaluations=evaluations,
         parts={part: [accepted[k] for k in keys if k in accepted] for part, keys in found.items()},
         unknown=unknown,
+        continued=continued,
+        borrowed=borrowed,
     )
 
 
@@ -161,11 +169,13 @@ def share_out(runs: Sequence[Run], kept: Set[Key]) -> None:
     for run in runs:
         if run.key in kept:
             for part in SHARED_PARTS:
-                for row in run.parts[part]:
-                    count[key_of(row)] += 1
+                for key in {key_of(row) for row in run.parts[part]} - run.borrowed:
+                    count[key] += 1
     for run in runs:
         extra = 0 if run.key in kept else 1
         for part in SHARED_PARTS:
             if run.whole[part] is not None:
-                shared = [(r["total_j"] - (r["remade_j"] or 0.0), count[key_of(r)] + extra) for r in run.parts[part]]
-                run.shares[part] = math.fsum(joules / n for joules, n in shared)
+                shared = [(r["total_j"] - (r["remade_j"] or 0.0), key_of(r)) for r in run.parts[part]]
+                run.shares[part] = math.fsum(
+                    joules / max(count[key] + (0 if key in run.borrowed else extra), 1) for joules, key in shared
+                )

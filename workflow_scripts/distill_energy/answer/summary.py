@@ -20,7 +20,7 @@ from ..ledger.places import allocate, consumers
 from ..ledger.rows import key_of
 from . import inference, pareto, quality, trajectory
 from .breakeven import JOULES_PER_KWH, BreakEven, n_star, t_star
-from .campaign import Balance, artifact_of, balance, campaign
+from .campaign import Balance, artifact_of, balance, campaign, continued_j
 from .groups import (
     Group,
     Teacher,
@@ -302,6 +302,8 @@ def _reuse(group: Group, found: Study) -> dict[str, Any]:
 def _campaign(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
     """All that was spent to arrive at this kept student: in total, by kept run, and beside the baseline's."""
     total = found.spent.get(group.family) if group.kept else None
+    before = continued_j(group, found.places, found.accepted)
+    total = None if total is None or before is None else total + before
     theirs = found.spent.get(base.family) if base is not None and group.kept else None
     each = None if total is None else total / len(group.runs)
     other = None if theirs is None or base is None else theirs / len(base.runs)
@@ -361,7 +363,7 @@ def _n_star_flops(group: Group, base: Group | None) -> dict[str, Any]:
     distilled student computes what the baseline's does, so that by this measure distilling never pays.
     """
     name = "n_star_flops"
-    if base is None or base is group or not group.runs[0].parts["teacher"]:
+    if base is None or base is group or not artifact_of(group):
         return _columns(name, BreakEven("unknown", reason="nothing is compared"))
     teacher = [row["flops"] for row in group.runs[0].parts["teacher"]]
     arms = [[run.row["flops"] for run in g.runs] for g in (base, group)]
@@ -480,7 +482,7 @@ def _serving(group: Group, base: Group | None, found: Study) -> dict[str, Any]:
             reason = "this is the reference" if other is group else "no reference model"
             return _t_columns(BreakEven("unknown", reason=reason))
         cells, shown = other.inference, f"{pipeline_name(other.first['pipeline'])} {other.first['student']}"
-        if other.first["student"] == group.first["student"]:
+        if other.first["student"] == group.first["student"] and not (group.made_after or other.made_after):
             reason = "the same architecture as its reference: no difference in serving"
             return _t_columns(BreakEven("unknown", reason=reason), shown)
     cell = inference.common_cell([group.inference, cells])

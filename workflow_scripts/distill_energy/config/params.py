@@ -80,6 +80,14 @@ class TrainingParams(Section):
     seed: int
 
 
+class QuantisedParams(Section):
+    """Of ``student_training`` where nothing is trained: what is quantised."""
+
+    model: ModelSource
+    dtype: Dtype = "auto"
+    pipeline: PipelineParams
+
+
 class ContaminationParams(Section):
     """Of ``contamination``: the length of an n-gram, in words."""
 
@@ -105,15 +113,18 @@ PARAMS: dict[str, type[Section]] = {
     "teacher_generation": GenerationParams,
     "reference_logprobs": LogprobsParams,
     "student_training": TrainingParams,
+    "quantised": QuantisedParams,
     "contamination": ContaminationParams,
     "evaluation": EvaluationParams,
 }
 
 
 def work_of(stage: str, params: dict[str, Any]) -> str:
-    """Which work a stage does: ``preprocess`` is two of them."""
+    """Which work a stage does: ``preprocess`` is two of them, and a student may be quantised."""
     if stage == "preprocess":
         return "preprocess_data" if "dataset" in params else "preprocess_model"
+    if stage == "student_training" and "training" not in params:
+        return "quantised"
     return stage
 
 

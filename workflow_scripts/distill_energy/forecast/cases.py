@@ -98,6 +98,8 @@ def _case(config: Config, spec: StageSpec) -> Case | None:
             job |= {"params": params | {"dataset": source}, "origin": origin(config, config.teacher.model)}
     elif spec.stage == "student_training":
         model, pipeline, kind = labels["student"], labels["pipeline"], params["pipeline"]["kind"]
+        if get(kind).quantises:
+            return None  # loading and saving, which the other stages' rates hold
         params["model"] = with_shape(config, model)
         if params.get("teacher"):
             params["teacher"] = with_shape(config, labels["teacher"])

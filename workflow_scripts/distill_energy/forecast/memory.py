@@ -28,7 +28,7 @@ def weight_bytes(dtype: str | None) -> float:
 
 def needed(stage: str, params: Mapping[str, Any], parameters: float) -> float:
     """Bytes that a stage's model takes at least."""
-    if stage == "student_training":
+    if stage == "student_training" and "training" in params:
         return parameters * training_bytes(Training.model_validate(params["training"]))
     return parameters * weight_bytes(params.get("dtype"))
 

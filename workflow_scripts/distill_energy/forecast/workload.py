@@ -316,6 +316,12 @@ def _training(base: Workload, spec, sizes: Sizes) -> Workload:
     parameters = sizes.parameters(student)
     if parameters is None:
         return _with(base, unknown=_lacking(student))
+    if "training" not in spec["params"]:  # it is quantised: loaded twice, rounded, saved
+        return _with(
+            base,
+            seconds=(4 + parameters / 1e8, 10 + parameters / 2.5e7, 40 + parameters / 1e7),
+            bytes=times((0.6, 1.4, 2), parameters),
+        )
     training = Training.model_validate(spec["params"]["training"])
     whole = sizes.lengths(dataset, _data_version(base))[0]
     if any(stage == "teacher_generation" for stage, _, _ in base.consumes):

@@ -17,7 +17,7 @@ class Provenance:
         self._closures: dict[Key, frozenset[Key]] = {}
         self._reuse: dict[Key, set[str]] = {}
         for key, run in runs.items():
-            for parent in self.closure(key):
+            for parent in self.needs(key):
                 if parent[0] in TEACHER:
                     self._reuse.setdefault(parent, set()).add(run)
 
@@ -33,6 +33,18 @@ class Provenance:
                     todo.extend(self._edges.get(parent, ()))
             self._closures[key] = frozenset(found)
         return self._closures[key]
+
+    def continued(self, key: Key) -> frozenset[Key]:
+        """The trainings whose student ``key`` starts from (a quantised student's), directly or through such a one."""
+        direct = {parent for parent in self._edges.get(key, ()) if parent[0] == "student_training"}
+        parents = direct - self.needs(key)  # one that sampled for an artifact is part of what the artifact cost
+        return frozenset(parents).union(*(self.continued(parent) for parent in parents))
+
+    def needs(self, key: Key) -> frozenset[Key]:
+        """As ``closure``, without the trainings that it starts from and what they alone needed: those are charged to
+        it whole, but an artifact is not reused once more because its student is."""
+        parents = [parent for parent in self._edges.get(key, ()) if parent[0] != "student_training"]
+        return frozenset(parents).union(*(self.closure(parent) for parent in parents))
 
     def reuse(self, artifact: Key) -> int:
         """N: the number of distinct runs whose sidecars say that they consumed the artifact."""

@@ -34,7 +34,7 @@ def consumers(rows: Sequence[Row], provenance: Provenance) -> dict[Key, set[Key]
     trainings = [r for r in accepted if r["stage"] == "student_training"]
     found: dict[Key, set[Key]] = defaultdict(set)
     for run in trainings:
-        for key in provenance.closure(key_of(run)):
+        for key in provenance.needs(key_of(run)):
             found[key].add(key_of(run))
     current = [r for r in trainings if r["current"]]
     evaluated = {

@@ -45,6 +45,7 @@ class Pipeline:
     samples: bool = False  # a student that another pipeline trained answers the prompts
     pairs: bool = False  # of the teacher's answers and those of the student from which it starts (with ``samples``)
     live_teacher: bool = False  # the teacher works in each training itself: nothing of it is kept
+    quantises: bool = False  # nothing is trained: weights that are there are rounded
     loss: str = "ce"  # the file of ``kd/losses/`` whose ``objective`` is minimised
 
     def settings(self, raw: PipelineParams) -> Settings:

@@ -14,7 +14,7 @@ from ..config.names import meant
 from ..config.params import PipelineParams
 from ..config.schema import Config
 from ..config.sources import GgufModel, PrunedModel
-from ..config.training import Training
+from ..config.training import Pipeline, Training
 from ..errors import UserError
 from ..pipelines import get, kinds
 from ..store.content import content_of
@@ -98,6 +98,9 @@ class _Builder:
             for dataset in [pipeline.dataset] if pipeline.dataset else config.datasets:
                 for setting in settings(name, pipeline, config):
                     kind = self._kind(setting)
+                    if kind.quantises:
+                        self._quantise(setting, pipeline, kind, dataset)
+                        continue
                     learns = kind.needs or kind.live_teacher
                     teachers = pipeline.teachers or config.teachers if learns else None
                     for teacher in teachers or (config.teacher.model,):
@@ -227,6 +230,8 @@ class _Builder:
         first = next(settings(sampler, self.config.pipelines[sampler], self.config))
         if self._kind(first).samples:
             raise UserError(f"{where}.sampler: {sampler!r} samples itself")
+        if self._kind(first).quantises:
+            raise UserError(f"{where}.sampler: {sampler!r} trains no student")
         theirs = self.config.pipelines[sampler]
         if dataset != (theirs.dataset or dataset):
             raise UserError(f"{where}.sampler: {sampler!r} trains on data set {theirs.dataset}, not on {dataset}")
@@ -275,6 +280,48 @@ class _Builder:
         training = self._training(setting, dataset, student, seed, teacher)
         for suite in self.config.evaluation.resolved_suites():
             self._evaluation(suite, training)
+
+    def _quantise(self, setting: Setting, pipeline: Pipeline, kind: Any, dataset: str) -> None:
+        """Runs whose student is a model that is there, quantised: the teacher, or what another pipeline trained."""
+        where = f"{self.config.origin}: pipelines.{setting.pipeline}"
+        of = kind.settings(_own(setting)).options["of"]
+        if setting.pipeline == self.config.accounting.baseline:
+            raise UserError(f"{self.config.origin}: accounting.baseline: {setting.pipeline!r} trains nothing")
+        for key in ("teachers", "training", "sweep"):
+            if getattr(pipeline, key):
+                raise UserError(f"{where}.{key}: {setting.kind} trains nothing; options.of names what it quantises")
+        if of == "teacher":
+            if pipeline.students:
+                raise UserError(f"{where}.students: options.of is the teacher; a pipeline there has students")
+            models = [(self.config.teacher.model, self.config.seeds[0])]  # rounding draws nothing
+        else:
+            if of not in self.config.pipelines:
+                known = ", ".join(("teacher", *self.config.pipelines))
+                raise UserError(f"{where}.options.of: {of!r} is not one of {known}")
+            models = [(s, seed) for s in pipeline.students or self.config.students for seed in self.config.seeds]
+        for student, seed in models:
+            made = self._quantised(setting, of, dataset, student, seed)
+            for suite in self.config.evaluation.resolved_suites():
+                self._evaluation(suite, made)
+
+    def _quantised(self, setting: Setting, of: str, dataset: str, student: str, seed: int) -> StageSpec:
+        teacher = self.config.teacher.model
+        params: dict[str, Any] = {"pipeline": _own(setting).model_dump(), "dtype": self.config.teacher.dtype}
+        labels: dict[str, Any] = {"role": "student", "teacher": teacher, "dataset": dataset, "student": student}
+        if of == "teacher":
+            params["model"], consumes = self.model(student), self._model_input(student)
+            labels["group"] = digest([params, dataset])
+        else:
+            first = next(settings(of, self.config.pipelines[of], self.config))
+            if self._kind(first).quantises:
+                where = f"{self.config.origin}: pipelines.{setting.pipeline}.options.of"
+                raise UserError(f"{where}: {of!r} quantises itself")
+            trained = self._training(first, dataset, student, seed, teacher)
+            params["model"], consumes = {"source": "trained"}, (trained.as_input("model"),)
+            labels["group"] = digest([params, trained.labels["group"]])
+        labels |= {"pipeline": setting.pipeline, "hyperparameters": setting.hyperparameters, "seed": seed}
+        name = f"{dataset}-{setting.tag}-{student}-s{seed}"
+        return self._stage("student_training", name, "quantised", params, consumes, labels=labels, seed=seed)
 
     def _kind(self, setting: Setting) -> Any:
         """The setting's kind of pipeline, with its parameters checked before any job. Raises UserError."""

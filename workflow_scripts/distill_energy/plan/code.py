@@ -27,6 +27,7 @@ CODE = {
     "reference_logprobs": ("train/logprobs.py", "train/pairs.py", "models/logits.py"),
     "student_training": ("train", "kd/losses", "pipelines", "models/logits.py", "models/pruned.py"),
     "contamination": ("evaluate/contamination.py",),
+    "quantised": ("models/quantised.py", "train/quantise.py", "pipelines/quantised.py"),
     "evaluation": ("evaluate", "models/logits.py"),
 }
 

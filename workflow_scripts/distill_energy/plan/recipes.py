@@ -14,5 +14,6 @@ RECIPES = {
     "reference_logprobs": 1,
     "student_training": 1,
     "contamination": 1,
+    "quantised": 1,
     "evaluation": 1,
 }

@@ -282,6 +282,10 @@ def sentence(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         if row["campaign_excess"] is not None:
             costs = f"; with all that was spent on it, it cost {_share(row['campaign_excess'])} than {base_name}"
         return f"{name} reuses no teacher artifact, so that it has no N*{costs}."
+    if status == "unknown" and row["n_reuse"] is None:
+        quality = "an unknown Q" if row["q"] is None else f"Q = {row['q']:.3f}"
+        made = f"{told(row['e_student_kwh'])} to make, {told(row['e_oneoff_kwh'])} with all that it needs"
+        return f"{name}: {made}, and {quality}; it reuses no teacher artifact, so that it has neither N nor N*."
     if status == "unknown":
         return f"{name}: whether it pays back is unknown, because {row['n_star_reason']}."
     if status == "never":

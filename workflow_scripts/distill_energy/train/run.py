@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,18 @@ def save_student(learner: Learner, weights: dict[str, torch.Tensor], folder: Pat
     model.config.use_cache = True
     model.config.dtype = learner.save_dtype
     probe = probe_logits(model)
+    save_folder(model, learner.tokenizer, folder, lambda saved: check_saved(saved, probe, learner.save_dtype))
+
+
+def save_folder(model: Any, tokenizer: Any, folder: Path, check: Callable[[Path], None]) -> None:
+    """Write a model with its tokenizer as a plain Hugging Face folder, atomically; ``check`` sees it first."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary)
-        learner.tokenizer.save_pretrained(temporary)
-        check_saved(temporary, probe, learner.save_dtype)
+        tokenizer.save_pretrained(temporary)
+        check(temporary)
         for path in temporary.iterdir():
             atomic.sync_file(path)
         shutil.rmtree(folder, ignore_errors=True)
