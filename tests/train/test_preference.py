@@ -165,6 +165,14 @@ def test_it_starts_at_ln_2_and_learns_to_prefer(tmp_path, pairs, packing):
     assert results["flops"] == pytest.approx(sum(v for k, v in results.items() if k.startswith("flops_")))
 
 
+def test_it_starts_at_ln_2_in_half_precision_too(tmp_path, pairs):
+    """The reference is computed as the training computes; a sum over an answer is the farther off the longer it is."""
+    given = {role: pairs.inputs[role] for role in ("model", "data", "chosen", "rejected")}
+    _, inputs, _ = score(tmp_path, given, "bf16_autocast")
+    _, rows, _ = run(tmp_path / "run", preference(precision="bf16_autocast", max_steps=1, beta=0.1), inputs)
+    assert rows[0]["train_loss"] == pytest.approx(math.log(2), abs=5e-3)
+
+
 def test_operations_are_those_of_both_answers_and_a_second_output_layer(tmp_path, pairs):
     from transformers import AutoModelForCausalLM
 
