@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 
-from .tiny import MODEL, params, run
+from distill_energy.train import learner
+
+from .tiny import MODEL, CountingMeter, params, run
 
 
 @pytest.mark.slow
@@ -25,3 +27,12 @@ def test_same_losses_and_no_graph_a_length(tmp_path, data):
         a = [row[key] for row in plain if row[key] is not None]
         b = [row[key] for row in compiled if row[key] is not None]
         assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_compiling_is_a_phase(tmp_path, data, monkeypatch, compiles):
+    """With loading, evaluation and saving; here without the compiler, whose place it is."""
+    monkeypatch.setattr(learner, "compile_layers", lambda base: None)
+    meter = CountingMeter()
+    run(tmp_path, params(compile=compiles, max_steps=2, eval_every=2), data, meter)
+    assert {"load", "evaluation", "save"} <= set(meter.phases) and ("compile" in meter.phases) == compiles

@@ -25,6 +25,7 @@ torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet"
 
 MEMORY = """
 import copy
+from distill_energy.config.params import TrainingParams
 from distill_energy.train import sharded
 from distill_energy.train.job import Job, Peers
 from distill_energy.train.learner import Learner
@@ -36,7 +37,7 @@ def status(name):
     return int(text.split(name + ":")[1].split()[0]) * 1024
 
 def learner(params, peers):
-    return Learner(Job(params, {}, folder, NoMeter(), print, peers=peers))
+    return Learner(Job(TrainingParams.model_validate(params), {}, folder, NoMeter(), print, peers=peers))
 
 given = json.loads(sys.argv[3])
 tied = learner(given["small"], Peers(rank, rank, 2))  # what is loaded late is loaded now

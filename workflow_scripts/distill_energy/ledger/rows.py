@@ -102,6 +102,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 #: Phase of a stage → what it is for. Everything else in a stage's window is its own computing.
 PHASES = {
     "start": "start",
+    "compile": "start",
     "verify": "start",
     "teacher_store": "load",
     "load": "load",

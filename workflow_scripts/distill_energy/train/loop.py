@@ -109,11 +109,12 @@ class Loop:
         self._resume()
         state, last = self.state, self.training.max_steps
         progress = Progress(last, state.step, self.job.name, self.job.log, self.peers.leads)
-        offset, begin = state.seconds, time.monotonic()
+        offset, begin, first = state.seconds, time.monotonic(), state.step
         try:
             with self.preemption:
                 while state.step < last and not state.stop_reason:
-                    row = self._step()
+                    with self._compiling(state.step == first):
+                        row = self._step()
                     evaluated = state.step in self.evaluations
                     state.seconds = offset + time.monotonic() - begin
                     if evaluated:
@@ -130,6 +131,11 @@ class Loop:
             progress.close()
         state.stop_reason = state.stop_reason or "max_steps"
         return state
+
+    def _compiling(self, first: bool) -> Any:
+        """The compiler runs in a process's first step: booked apart, the step's own work in it."""
+        booked = first and self.training.compile and self.live is None  # a student that samples has phases in its steps
+        return self.job.meter.phase("compile") if booked else contextlib.nullcontext()
 
     def _prepare(self, step: int) -> tuple[int, int, list[tuple[Batch, Any]]]:
         """Labels of a step's whole batch, terms of its loss, and this process's micro-batches with the teacher's rows.
