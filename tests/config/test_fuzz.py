@@ -3,6 +3,7 @@
 import copy
 import datetime as dt
 import math
+import os
 
 import pytest
 import yaml
@@ -56,8 +57,15 @@ def configurations(repo):
     return [yaml.safe_load((repo / name).read_text(encoding="utf-8")) for name in FILES]
 
 
+#: Examples to draw, each run others: for a long run. Without it the same 500.
+MANY = int(os.environ.get("DISTILL_ENERGY_FUZZ_EXAMPLES", "0"))
+
+
 @settings(
-    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=MANY or 500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=not MANY,
 )
 @given(draw=st.data())
 def test_a_plan_or_one_line(configurations, draw):
@@ -65,7 +73,7 @@ def test_a_plan_or_one_line(configurations, draw):
     for _ in range(draw.draw(st.integers(1, 3), label="changes")):
         path = draw.draw(st.sampled_from(sorted(places(data), key=str)), label="place")
         how = draw.draw(st.sampled_from(["put", "drop", "add", "more"]), label="how")
-        put(data, path, draw.draw(HOSTILE, label="value"), how)
+        put(data, path, copy.deepcopy(draw.draw(HOSTILE, label="value")), how)  # a later change may change it
         if not isinstance(data, dict) or not list(places(data)):
             break
     try:
