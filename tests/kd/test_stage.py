@@ -20,8 +20,8 @@ from distill_energy.kd.cache import CacheReader
 from distill_energy.kd.losses.teacher import collate_teacher
 from distill_energy.models.sources import load_model, load_tokenizer
 from distill_energy.store.atomic import sha256
-from distill_energy.teacher.crew import shared_out
 from distill_energy.teacher.logits import length_batches, main
+from distill_energy.teacher.workers import shared_out
 
 HERE = Path(__file__).parent
 
@@ -177,14 +177,14 @@ def test_a_process_is_killed_and_the_rest_resumed(whole, tmp_path, whom):
     while len(list((tmp_path / "out").glob("shard-*.parquet"))) < 3:
         time.sleep(0.01)
         assert process.poll() is None
-    crew = children(process.pid)
-    assert len(crew) == 2
-    os.kill(crew[1] if whom == "child" else process.pid, signal.SIGKILL)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[1] if whom == "child" else process.pid, signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     if whom == "child":
         assert "process 2 of 2 ended (SIGKILL); shards that are complete stay" in said.splitlines()[-1]
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in crew):
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "children outlive their stage"
         time.sleep(0.05)
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("shard-*.parquet")}

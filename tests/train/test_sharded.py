@@ -45,16 +45,16 @@ lm = tied.student.lm
 assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight and tied.split
 plain = load_model(given["small"]["model"], {}, dtype="float32", device="cpu")
 pairs = zip(tied.student.parameters(), plain.parameters(), strict=True)
-assert all(torch.equal(sharded.whole(w.detach()), p) for w, p in pairs)
+assert all(torch.equal(sharded.full_tensor(w.detach()), p) for w, p in pairs)
 before = status("VmRSS")
 made = learner(given["large"], Peers(rank, rank, 2))
 grown = status("VmHWM") - before
 weights = list(made.student.parameters())
-own = sum(sharded.local(w).numel() * w.element_size() for w in weights)
+own = sum(sharded.to_local(w).numel() * w.element_size() for w in weights)
 whole = sum(w.numel() * w.element_size() for w in weights)
 there = all(not t.is_meta for t in (*made.student.parameters(), *made.student.buffers()))
 plain = load_model(given["large"]["model"], {}, dtype="float32", device="cpu")
-same = all(torch.equal(sharded.whole(w.detach()), p) for w, p in zip(weights, plain.parameters(), strict=True))
+same = all(torch.equal(sharded.full_tensor(w.detach()), p) for w, p in zip(weights, plain.parameters(), strict=True))
 buffers = zip(made.student.lm.buffers(), plain.buffers(), strict=True)
 print(json.dumps({"grown": grown, "own": own, "whole": whole, "there": there,
                   "same": same and all(torch.equal(a, b) for a, b in buffers)}))

@@ -26,7 +26,7 @@ def main(ctx: Context[LogitsParams]) -> dict[str, Any]:
         from ..kd.cache.reader import CacheReader
         from ..models.flops import flops_of_forward
         from ..models.sources import bare_model, load_tokenizer
-        from .crew import Crew, processes
+        from .workers import WorkerGroup, processes
 
     params = ctx.params
     work = Work(params, ctx.inputs, ctx.out)
@@ -34,12 +34,12 @@ def main(ctx: Context[LogitsParams]) -> dict[str, Any]:
     bare = bare_model(params.model, ctx.inputs)
     count = processes(ctx.spec.runs.get("processes"), bare, params.dtype, ctx.log)
     if count > 1:
-        with Crew(params, ctx.inputs, ctx.out, count) as crew:
+        with WorkerGroup(params, ctx.inputs, ctx.out, count) as workers:
             with ctx.meter.phase("load"):
-                facts = crew.loaded()
+                facts = workers.loaded()
             writer = work.writer(facts, ctx.log)
             progress = Progress(writer, ctx)
-            for index, told in crew.make(writer.missing):
+            for index, told in workers.make(writer.missing):
                 for kind, n in told["tokens"].items():
                     ctx.meter.add_tokens(kind, n)
                 progress.done(index)

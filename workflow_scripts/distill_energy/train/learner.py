@@ -142,7 +142,7 @@ class Learner:
         """Clip the gradients' global norm; returns it as it was before."""
         weights = list(self.trainable.values())
         norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-        norm = sharded.whole(norm)
+        norm = sharded.full_tensor(norm)
         # On a GPU the comparison would wait for the step's whole work; on a CPU it saves a pass over the gradients.
         # NaN is for the caller to report.
         if limit is not None and (norm.is_cuda or not norm <= limit):
@@ -167,7 +167,7 @@ class Learner:
         dtype = None if self.adapted else self.save_dtype
         weights = {}
         for name, weight in self.trainable.items():
-            value = sharded.whole(weight.detach())
+            value = sharded.full_tensor(weight.detach())
             if self.peers.leads:
                 weights[name] = value.to(device="cpu", dtype=dtype or value.dtype, copy=True)
         return weights if self.peers.leads else None
@@ -190,14 +190,14 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """This process's weights and optimiser state, for a checkpoint."""
-        weights = {name: sharded.local(weight.detach()) for name, weight in self.trainable.items()}
+        weights = {name: sharded.to_local(weight.detach()) for name, weight in self.trainable.items()}
         return {"weights": weights, "optimizer": self.optimizer.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What ``state_dict`` of the same process gave."""
         for name, weight in self.trainable.items():
-            sharded.local(weight).copy_(state["weights"][name])
+            sharded.to_local(weight).copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
 
 

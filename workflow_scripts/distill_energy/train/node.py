@@ -16,7 +16,7 @@ from typing import Any
 from ..energy import Meter, MeterConfig
 from ..errors import UserError
 from ..stage import own_gpus
-from .processes import Crew, available, check_processes, device_of
+from .processes import WorkerGroup, available, check_processes, device_of
 from .worker import end_with_parent, job_of, take_part
 
 
@@ -27,7 +27,7 @@ def main() -> int:
     count, world = content["count"], content["peers"]["world"]
     first = (1 + int(os.environ.get("SLURM_PROCID", 0))) * count
     device_type = "cpu" if content["peers"]["device"] == "cpu" else "cuda"
-    crew = Crew(lambda message: print(message, file=sys.stderr, flush=True))
+    workers = WorkerGroup(lambda message: print(message, file=sys.stderr, flush=True))
     try:
         if device_type == "cuda" and not available("cuda"):
             raise UserError("another node of the job has no GPU")
@@ -35,8 +35,8 @@ def main() -> int:
         with own_gpus(count, "student_training"), meter_of(content["spec"]):
             job = job_of(content)
             job.peers = replace(job.peers, rank=first, device=device_of(device_type, 0))
-            crew.start_local(job, first, count, world, device_type, content["rendezvous"])
-            crew.watch()
+            workers.start_local(job, first, count, world, device_type, content["rendezvous"])
+            workers.watch()
             status = take_part(job, content["rendezvous"], count)
             if status:
                 raise SystemExit(status)
@@ -44,7 +44,7 @@ def main() -> int:
         print(error, flush=True)
         return 1
     finally:
-        crew.stop()
+        workers.stop()
     done.set()
     return 0
 

@@ -11,7 +11,7 @@ from transformers.optimization import Adafactor
 
 from ..config.training import Training
 from ..models.sources import bf16_is_fast
-from .sharded import like, local, whole, write
+from .sharded import as_dtensor, copy_full_, full_tensor, to_local
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class Plain:
         """Of this process's part of the weights."""
         state = self.optimizer.state_dict()
         state["state"] = {
-            key: {name: local(value) for name, value in values.items()} for key, values in state["state"].items()
+            key: {name: to_local(value) for name, value in values.items()} for key, values in state["state"].items()
         }
         return state
 
@@ -102,7 +102,7 @@ class Plain:
         for weight, values in self.optimizer.state.items():
             for name, value in values.items():
                 if hasattr(value, "dim") and value.dim() > 0:
-                    values[name] = like(value, weight)
+                    values[name] = as_dtensor(value, weight)
 
 
 class TensorByTensor:
@@ -130,7 +130,7 @@ class TensorByTensor:
 
     def step(self, rate: float, step: int) -> None:
         """``step`` seeds the rounding, so that a resumed run rounds as an uninterrupted one."""
-        part = whole if self.gather else local
+        part = full_tensor if self.gather else to_local
         random = torch.Generator(device=self.weights[0].device)
         random.manual_seed((self.seed * 1_000_003 + step) % 2**63)
         for weight, shell, optimizer in zip(self.weights, self.shells, self.optimizers, strict=True):
@@ -142,9 +142,9 @@ class TensorByTensor:
             optimizer.step()
             values = stochastic_round(shell.data, random) if self.stochastic else shell.data
             if self.gather:
-                write(weight.data, values)
+                copy_full_(weight.data, values)
             else:
-                local(weight.data).copy_(values)
+                to_local(weight.data).copy_(values)
             shell.grad = None
             shell.data = torch.empty(0, dtype=torch.float32, device=values.device)
 
@@ -189,5 +189,5 @@ class ChangeProbe:
         return changed / max(1, sum(b.numel() for b in self.before))
 
     def _sample(self, weight: Tensor) -> Tensor:
-        flat = local(weight.detach()).reshape(-1)
+        flat = to_local(weight.detach()).reshape(-1)
         return flat[:: max(1, flat.numel() // self.VALUES)]

@@ -98,19 +98,19 @@ def group(job: Job, count: int, device_type: str, nodes: int = 1, spec: dict[str
         rendezvous = f"file://{(job.work / f'rendezvous-{uuid.uuid4().hex}').resolve()}"
     else:
         rendezvous = f"tcp://{socket.gethostname()}:{_free_port()}"
-    crew = Crew(job.log)
+    workers = WorkerGroup(job.log)
     try:
-        crew.start_local(job, 0, count, world, device_type, rendezvous)
+        workers.start_local(job, 0, count, world, device_type, rendezvous)
         if nodes > 1:
-            crew.start_nodes(job, nodes, count, world, device_type, rendezvous, spec or {})
-        crew.watch()
+            workers.start_nodes(job, nodes, count, world, device_type, rendezvous, spec or {})
+        workers.watch()
         own = Peers(0, 0, world, device_of(device_type, 0))
         # The group ends before the children are stopped: with rank 0's store gone no peer waits in vain. What went
         # wrong is asked before that, since its end makes the other peers fail too.
-        with crew.explaining(), member(job, own, rendezvous, count), crew.explaining():
+        with workers.explaining(), member(job, own, rendezvous, count), workers.explaining():
             yield job
     finally:
-        crew.stop()
+        workers.stop()
         Path(rendezvous.removeprefix("file://")).unlink(missing_ok=True)
 
 
@@ -155,7 +155,7 @@ def _environment(device_type: str, count: int) -> dict[str, str]:
     return environment
 
 
-class Crew:
+class WorkerGroup:
     """The children of rank 0."""
 
     def __init__(self, log: Callable[[str], None]) -> None:

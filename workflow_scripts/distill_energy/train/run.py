@@ -67,12 +67,12 @@ def job_of_stage(ctx: Context[TrainingParams], peers: Peers) -> Job:
     )
 
 
-def _fit_in(company: AbstractContextManager[Job], job: Job, out: Path) -> dict[str, Any]:
-    """Train among the processes that ``company`` is. Raises UserError where memory ran out."""
+def _fit_in(processes: AbstractContextManager[Job], job: Job, out: Path) -> dict[str, Any]:
+    """Train among the group that ``processes`` joins. Raises UserError where memory ran out."""
     if job.peers.device == "cpu":
         keep_freed_memory()
     try:
-        with company as joined:
+        with processes as joined:
             return fit(joined, out)
     except (RuntimeError, MemoryError) as error:
         message = out_of_memory(job, error)

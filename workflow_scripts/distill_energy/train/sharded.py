@@ -1,7 +1,7 @@
 """Weights, gradients and optimiser state split over processes (FSDP2), for models that one GPU cannot hold.
 
-Gathering and splitting in one place: the rest of the loop asks ``local``, ``whole`` and ``write``, which are the tensor
-itself where nothing is split.
+Gathering and splitting in one place: the rest of the loop asks ``to_local``, ``full_tensor`` and ``copy_full_``, which
+are the tensor itself where nothing is split.
 """
 
 from __future__ import annotations
@@ -102,17 +102,17 @@ def is_split(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def local(tensor: Any) -> Tensor:
+def to_local(tensor: Any) -> Tensor:
     """This process's part."""
     return tensor.to_local() if is_split(tensor) else tensor
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """The whole tensor, in every process. All of them call it together."""
     return tensor.full_tensor() if is_split(tensor) else tensor
 
 
-def like(part: Tensor, weight: Any) -> Any:
+def as_dtensor(part: Tensor, weight: Any) -> Any:
     """A process's ``part`` as a split tensor of the layout of ``weight``."""
     if not is_split(weight):
         return part
@@ -122,7 +122,7 @@ def like(part: Tensor, weight: Any) -> Any:
     )
 
 
-def write(weight: Any, values: Tensor) -> None:
+def copy_full_(weight: Any, values: Tensor) -> None:
     """Write the whole ``values``, which every process holds alike, into ``weight``."""
     if not is_split(weight):
         weight.copy_(values)

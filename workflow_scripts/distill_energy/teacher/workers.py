@@ -54,7 +54,7 @@ def _visible(index: int) -> str:
     return str(index) if given is None else [entry.strip() for entry in given.split(",")][index]
 
 
-class Crew:
+class WorkerGroup:
     """Child processes that each hold the teacher. Leaving the block ends them."""
 
     def __init__(self, params: LogitsParams, inputs: dict[str, Path], out: Path, count: int) -> None:
@@ -67,7 +67,7 @@ class Crew:
         self.children: dict[Connection, subprocess.Popen] = {}
         self.facts: dict[str, Any] | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerGroup:
         on_gpus = torch.cuda.is_available()
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
         for index in range(self.count):
