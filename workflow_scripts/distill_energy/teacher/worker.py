@@ -1,4 +1,4 @@
-"""One of the processes that make a teacher's cache: ``python -m distill_energy.teacher.worker`` (see ``workers.py``)."""
+"""One of the processes that make a cache: ``python -m distill_energy.teacher.worker`` (see ``workers.py``)."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class WorkerGroup:
             environment = {**os.environ, "PYTHONPATH": path}
             if on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = _visible(index)
-            command = [sys.executable, "-m", f"{__package__}.member", str(others.fileno())]
+            command = [sys.executable, "-m", f"{__package__}.worker", str(others.fileno())]
             child = subprocess.Popen(command, pass_fds=[others.fileno()], env=environment, stdin=subprocess.DEVNULL)
             others.close()
             self.children[own] = child
