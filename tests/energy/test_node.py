@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from distill_energy import measure
 from distill_energy.config.load import load_config
 from distill_energy.energy import Meter, MeterConfig, fold_attempts
 from distill_energy.energy.account import node_energy
@@ -190,3 +191,11 @@ def test_configuration_refuses_both_and_neither(repo, tmp_path):
         path.write_text(base.replace("\nenergy:", f"\nenergy:\n  {text}", 1))
         with pytest.raises(UserError, match=r"energy\.node"):
             load_config(path)
+
+
+def test_in_other_peoples_code(gpus, tmp_path):
+    gpus.add(Power("const", 600.0))
+    with measure("own", tmp_path, cpu="off", node={"command": STREAM}, quiet=True) as own:
+        time.sleep(1.2)
+    assert [c.component for c in own.record.energy.components if c.component == "node"] == ["node"]
+    assert own.record.energy.node_explained == pytest.approx(2 / 3, rel=0.05)

@@ -17,7 +17,8 @@ class measure(contextlib.ContextDecorator):
     ``name``: of the measurement (letters, digits, ``_``, ``.`` and single ``-``); ``out``: a results folder, in which
     the sidecar lies at ``command/<name>/<version>/energy.json``, each measurement a version of its own; None keeps no
     record. ``interval_s``: seconds between samples; ``cpu``: ``auto`` (RAPL, else CodeCarbon's estimate), ``rapl``,
-    ``codecarbon``, ``off``; ``grid``: arguments of ``co2e`` such as ``{"country": "FRA"}``; ``quiet``: print nothing.
+    ``codecarbon``, ``off``; ``node``: a meter of the whole node, such as ``{"command": "…"}`` (``energy.node`` of a
+    configuration); ``grid``: arguments of ``co2e`` such as ``{"country": "FRA"}``; ``quiet``: print nothing.
 
     Inside, ``m.joules()`` is the running total (J, None if unknown), ``m.phase(name)`` books a part apart, and
     ``m.add_tokens(kind, n)`` counts. Afterwards ``m.energy_j``, ``m.source`` (``measured``, ``estimated`` or
@@ -34,11 +35,13 @@ class measure(contextlib.ContextDecorator):
         *,
         interval_s: float = 0.5,
         cpu: str = "auto",
+        node: dict[str, Any] | None = None,
         grid: dict[str, Any] | None = None,
         quiet: bool = False,
     ) -> None:
         self.name, self.out, self.quiet = name, out, quiet
-        self.interval_s, self.cpu, self.grid = interval_s, cpu, grid
+        self.settings = {"interval_s": interval_s, "cpu": cpu, "node": node}
+        self.grid = grid
         self.energy_j: float | None = None
         self.source: str | None = None
         self.seconds: float | None = None
@@ -47,7 +50,7 @@ class measure(contextlib.ContextDecorator):
         self._open: Any = None
 
     def _recreate_cm(self) -> measure:
-        return measure(self.name, self.out, interval_s=self.interval_s, cpu=self.cpu, grid=self.grid, quiet=self.quiet)
+        return measure(self.name, self.out, **self.settings, grid=self.grid, quiet=self.quiet)
 
     def __enter__(self) -> measure:
         from .energy.command import Recording
@@ -59,7 +62,7 @@ class measure(contextlib.ContextDecorator):
             import tempfile
 
             out = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="distill-energy-"))
-        config = MeterConfig(interval_s=self.interval_s, cpu=self.cpu)
+        config = MeterConfig(**self.settings)
         try:
             self._open = Recording(self.name, sys.argv, out, config)
             self._open.meter.__enter__()
