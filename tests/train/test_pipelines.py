@@ -21,13 +21,14 @@ def test_what_each_needs():
         "on_policy": None,
         "offline_policy": "teacher_logits",
         "preference": "teacher_generation",
+        "quantised": None,
     }
     assert all(pipelines.get(kind).kind == kind for kind in pipelines.kinds())
 
 
 def test_unknown_kind_lists_the_known():
     with pytest.raises(
-        KeyError, match="'dpo' is not one of kd, lora, offline_policy, on_policy, preference, sft, synthetic"
+        KeyError, match="'dpo' is not one of kd, lora, offline_policy, on_policy, preference, quantised, sft, synthetic"
     ):
         pipelines.get("dpo")
 
