@@ -89,5 +89,10 @@ def lines(result: Forecast) -> list[str]:
             f" the plan has {row['planned_n']} (saving: {row['saving']})"
         )
     if result.unknown:
-        found += ["", *(f"not forecast: {item}" for item in result.unknown)]
+        reasons: dict[str, list[str]] = {}
+        for item in result.unknown:
+            name, _, why = item.partition(": ")
+            reasons.setdefault(why, []).append(name)
+        more = {why: f" and {len(names) - 1} more" if len(names) > 1 else "" for why, names in reasons.items()}
+        found += ["", *(f"not forecast: {names[0]}{more[why]}: {why}" for why, names in reasons.items())]
     return found
