@@ -40,6 +40,7 @@ from .kd.cache.checks import check_vocabulary
 from .ledger.carbon import read_series
 from .models.fingerprint import differing, same_tokenizer, template_hash, tokenizer_hash
 from .models.gguf import check_whole, find_gguf, header_folder
+from .models.lfs import is_pointer
 from .models.logits import check_logits, logit_rule, output_layer
 from .models.packing import check_packing
 from .models.quantised import check_groups, check_package
@@ -212,10 +213,10 @@ def check_weights(folder: Path) -> None:
 
 def _check_header(path: Path) -> None:
     size = path.stat().st_size
+    if is_pointer(path):
+        raise UserError(f"{path}: is a git LFS pointer, not the file: git lfs pull")
     with open(path, "rb") as handle:
         start = handle.read(8)
-        if start.startswith(b"version "):
-            raise UserError(f"{path}: is a git LFS pointer, not the file: git lfs pull")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if 8 + length > size:
             raise UserError(f"{path}: is cut off in its header ({size:,} bytes)")
@@ -289,13 +290,14 @@ def _trainings(plan: Plan) -> list[StageSpec]:
 def _check_quantised(found: Found, plan: Plan, models: Mapping[str, Candidate]) -> None:
     """The package is there, and the groups of weights that share a scale divide each layer's inputs."""
     for node in plan.of("student_training"):
-        if not get(node.params["pipeline"]["kind"]).quantises:
+        pipeline = read_params(node.stage, node.params).pipeline
+        if not get(pipeline.kind).quantises:
             continue
         where = f"pipelines.{node.labels['pipeline']}"
         found.ask(check_package, where)
-        options, model = node.params["pipeline"]["options"], models.get(node.labels["student"])
+        options, model = get(pipeline.kind).settings(pipeline).options, models.get(node.labels["student"])
         if model is not None:
-            bits, group = options.get("bits", 8), options.get("group_size")
+            bits, group = options["bits"], options["group_size"]
             found.ask(lambda m=model, b=bits, g=group: check_groups(m.bare, b, g), f"{where}: model {model.name}")
 
 

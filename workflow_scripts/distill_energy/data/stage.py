@@ -105,19 +105,16 @@ def check_made_with(path: Path, tokenizer) -> None:
     """Raise UserError if a data file was tokenised with another tokenizer: its ids would mean other texts."""
     import pyarrow.parquet as pq
 
-    from ..errors import UserError
-    from ..models.fingerprint import differing, same_tokenizer, tokenizer_hash
+    from ..models import fingerprint
 
     try:
         made_by = (pq.read_schema(path).metadata or {}).get(b"tokenizer_sha256")
     except (OSError, ValueError):
         return  # said where it is read
-    if made_by is not None and not same_tokenizer(made_by.decode(), own := tokenizer_hash(tokenizer)):
-        theirs, ours = differing(made_by.decode(), own)
-        raise UserError(
-            f"{path}: made with the tokenizer {theirs}, the teacher's is {ours}; teachers share the tokenizer of "
-            "teacher.model"
-        )
+    if made_by is not None:
+        hint = "; teachers share the tokenizer of teacher.model"
+        own = fingerprint.tokenizer_hash(tokenizer)
+        fingerprint.check_made_with(path, made_by.decode(), own, "teacher", hint)
 
 
 def main(ctx: Context[DataParams]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
+
 
 def tokenizer_hash(tokenizer) -> str:
     """What decides token ids: hex SHA-256 of the vocabulary and the special tokens, and, after a dash, of the merges,
@@ -34,6 +36,14 @@ def differing(one: str, other: str) -> tuple[str, str]:
     first, second = one.partition("-"), other.partition("-")
     part = 0 if first[0] != second[0] else 2
     return first[part][:12], second[part][:12]
+
+
+def check_made_with(path: Any, made_by: str | None, own: str, whose: str, hint: str = "") -> None:
+    """Raise UserError if a file's ids were made with another tokenizer (``made_by``; None: not told) than ``own``, the
+    hash of ``whose``: they would mean other texts. ``hint`` ends the line."""
+    if made_by is not None and not same_tokenizer(made_by, own):
+        theirs, ours = differing(made_by, own)
+        raise UserError(f"{path}: made with the tokenizer {theirs}, the {whose}'s is {ours}{hint}")
 
 
 def _digest(value: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .lfs import is_pointer
 
 
 def find_gguf(spec: dict[str, Any]) -> Path:
@@ -72,9 +73,7 @@ def check_whole(path: Path) -> None:
     from gguf import GGUFReader
 
     size = path.stat().st_size
-    with open(path, "rb") as handle:
-        start = handle.read(8)
-    if start.startswith(b"version "):
+    if is_pointer(path):
         raise UserError(f"{path}: is a git LFS pointer, not the file: git lfs pull")
     try:
         tensors = GGUFReader(str(path)).tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -50,10 +51,20 @@ def check_packing(model: Any) -> None:
         )
 
 
-@torch.no_grad()
+#: What was asked of a model already: every benchmark and engine wants to know.
+_IGNORES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
 def ignores_pads(model: Any) -> bool:
     """Whether pads on the left leave a prompt's next tokens as they are. Recurrent models without a mask (RWKV) read
     them."""
+    if model not in _IGNORES:
+        _IGNORES[model] = _pads_change_nothing(model)
+    return _IGNORES[model]
+
+
+@torch.no_grad()
+def _pads_change_nothing(model: Any) -> bool:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     device = model.get_input_embeddings().weight.device
     prompt = torch.randint(0, vocabulary, (1, 6), generator=torch.Generator().manual_seed(0)).to(device)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..errors import UserError
+from .lfs import is_pointer
 from .pruned import prune
 from .quiet import quiet
 from .shaped import config_of, shaped_model
@@ -157,9 +158,8 @@ def _whole_checkpoint(name: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> 
 def why_not(name: str, error: Exception) -> str:
     """One line on why a model cannot be loaded; a pointer of git LFS in the place of a file is named."""
     for path in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
-        with open(path, "rb") as handle:
-            if handle.read(40).startswith(b"version https://git-lfs"):
-                return f"{path.name} is a git LFS pointer, not the file: git lfs pull"
+        if is_pointer(path):
+            return f"{path.name} is a git LFS pointer, not the file: git lfs pull"
     if "trust_remote_code" in str(error):
         return "its files bring code of its own (auto_map), which is never run here"
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -14,9 +14,8 @@ class Lora(Pipeline):
     kind = "lora"
 
     def lora(self, settings: Settings, training: Training) -> Adapter:
-        return checked(
-            self.kind, Adapter, {**(training.lora.model_dump() if training.lora else {}), **settings.options}
-        )
+        shared = training.lora.model_dump() if training.lora else {}
+        return checked(self.kind, Adapter, shared | settings.options)
 
 
 PIPELINE = Lora()

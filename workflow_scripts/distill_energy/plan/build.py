@@ -17,6 +17,7 @@ from ..config.sources import GgufModel, PrunedModel
 from ..config.training import Pipeline, Training
 from ..errors import UserError
 from ..pipelines import get, kinds
+from ..pipelines.quantised import TEACHER
 from ..store.content import content_of
 from ..store.remote import is_remote, local_root, receipts
 from .recipes import RECIPES
@@ -222,15 +223,16 @@ class _Builder:
         """(pipeline, student, training) of the student that answers the prompts for a setting's runs."""
         options = self._kind(setting).settings(_own(setting)).options
         sampler, who = options["sampler"] or self.config.accounting.baseline, options.get("student") or student
-        where = f"{self.config.origin}: pipelines.{setting.pipeline}.options"
+        where = f"{self._where(setting)}.options"
         if sampler not in self.config.pipelines:
             raise UserError(f"{where}.sampler: {sampler!r} is not one of {', '.join(self.config.pipelines)}")
         if who not in self.config.students:
             raise UserError(f"{where}.student: {who!r} is not one of {', '.join(self.config.students)}")
         first = next(settings(sampler, self.config.pipelines[sampler], self.config))
-        if self._kind(first).samples:
+        theirs_kind = self._kind(first)
+        if theirs_kind.samples:
             raise UserError(f"{where}.sampler: {sampler!r} samples itself")
-        if self._kind(first).quantises:
+        if theirs_kind.quantises:
             raise UserError(f"{where}.sampler: {sampler!r} trains no student")
         theirs = self.config.pipelines[sampler]
         if dataset != (theirs.dataset or dataset):
@@ -283,20 +285,20 @@ class _Builder:
 
     def _quantise(self, setting: Setting, pipeline: Pipeline, kind: Any, dataset: str) -> None:
         """Runs whose student is a model that is there, quantised: the teacher, or what another pipeline trained."""
-        where = f"{self.config.origin}: pipelines.{setting.pipeline}"
+        where = self._where(setting)
         of = kind.settings(_own(setting)).options["of"]
         if setting.pipeline == self.config.accounting.baseline:
             raise UserError(f"{self.config.origin}: accounting.baseline: {setting.pipeline!r} trains nothing")
         for key in ("teachers", "training", "sweep"):
             if getattr(pipeline, key):
                 raise UserError(f"{where}.{key}: {setting.kind} trains nothing; options.of names what it quantises")
-        if of == "teacher":
+        if of == TEACHER:
             if pipeline.students:
                 raise UserError(f"{where}.students: options.of is the teacher; a pipeline there has students")
             models = [(self.config.teacher.model, self.config.seeds[0])]  # rounding draws nothing
         else:
             if of not in self.config.pipelines:
-                known = ", ".join(("teacher", *self.config.pipelines))
+                known = ", ".join((TEACHER, *self.config.pipelines))
                 raise UserError(f"{where}.options.of: {of!r} is not one of {known}")
             models = [(s, seed) for s in pipeline.students or self.config.students for seed in self.config.seeds]
         for student, seed in models:
@@ -308,13 +310,13 @@ class _Builder:
         teacher = self.config.teacher.model
         params: dict[str, Any] = {"pipeline": _own(setting).model_dump(), "dtype": self.config.teacher.dtype}
         labels: dict[str, Any] = {"role": "student", "teacher": teacher, "dataset": dataset, "student": student}
-        if of == "teacher":
+        if of == TEACHER:
             params["model"], consumes = self.model(student), self._model_input(student)
             labels["group"] = digest([params, dataset])
         else:
             first = next(settings(of, self.config.pipelines[of], self.config))
             if self._kind(first).quantises:
-                where = f"{self.config.origin}: pipelines.{setting.pipeline}.options.of"
+                where = f"{self._where(setting)}.options.of"
                 raise UserError(f"{where}: {of!r} quantises itself")
             trained = self._training(first, dataset, student, seed, teacher)
             params["model"], consumes = {"source": "trained"}, (trained.as_input("model"),)
@@ -323,6 +325,10 @@ class _Builder:
         name = f"{dataset}-{setting.tag}-{student}-s{seed}"
         return self._stage("student_training", name, "quantised", params, consumes, labels=labels, seed=seed)
 
+    def _where(self, setting: Setting) -> str:
+        """What a message about a setting names: the file and the pipeline."""
+        return f"{self.config.origin}: pipelines.{setting.pipeline}"
+
     def _kind(self, setting: Setting) -> Any:
         """The setting's kind of pipeline, with its parameters checked before any job. Raises UserError."""
         try:
@@ -330,16 +336,16 @@ class _Builder:
             kind.settings(_own(setting))
             return kind
         except KeyError as error:
-            where = f"{self.config.origin}: pipelines.{setting.pipeline}.kind"
+            where = f"{self._where(setting)}.kind"
             raise UserError(f"{where}: {error.args[0]}{meant(setting.kind, kinds())}") from None
         except UserError as error:
-            raise UserError(f"{self.config.origin}: pipelines.{setting.pipeline}: {error.args[0]}") from None
+            raise UserError(f"{self._where(setting)}: {error.args[0]}") from None
 
     def _training(self, setting: Setting, dataset: str, student: str, seed: int, teacher: str) -> StageSpec:
         kind = self._kind(setting)
         needs = kind.needs
         if why := kind.refuses(Training.model_validate(setting.training)):
-            raise UserError(f"{self.config.origin}: pipelines.{setting.pipeline}: {why}")
+            raise UserError(f"{self._where(setting)}: {why}")
         model = self.model(student)
         consumes = [*self._model_input(student), self._data(dataset).as_input("data")]
         if kind.pairs:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import pipelines
-from ..errors import UserError
-from ..models.fingerprint import differing, same_tokenizer, tokenizer_hash
+from ..models.fingerprint import check_made_with, tokenizer_hash
 from .batching import Batch, cut_by_tokens
 from .cached_teacher import CachedTeacher
 from .examples import Examples, read_examples
@@ -40,13 +39,8 @@ class TrainingData:
             self.own = None if rows == "data" else read_examples(inputs[rows] / "validation.parquet", vocabulary)
         self.gold = read_examples(inputs["data"] / "validation.parquet", vocabulary)
         for examples in filter(None, (self.train, self.gold, self.own)):
-            made_by = examples.tokenizer_hash
-            if made_by is not None and not same_tokenizer(made_by, identity):
-                theirs, ours = differing(made_by, identity)
-                raise UserError(
-                    f"{examples.path}: made with the tokenizer {theirs}, the student's is {ours}; "
-                    "students share their teacher's tokenizer"
-                )
+            hint = "; students share their teacher's tokenizer"
+            check_made_with(examples.path, examples.tokenizer_hash, identity, "student", hint)
         self.teacher = None
         if pipeline.needs == "teacher_logits":
             temperature = pipeline.settings(job.params.pipeline).temperature

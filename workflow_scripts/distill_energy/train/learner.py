@@ -48,13 +48,13 @@ class Learner:
         if self.precision.note and peers.leads:
             job.log(self.precision.note)
         self.split = training.sharding == "full" and peers.world > 1
+        adapter = self.pipeline.lora(self.settings, training)
+        self.adapted = adapter is not None
         torch.manual_seed(job.seed)
         model = self._load()
         self.vocabulary = int(output_layer(model).weight.shape[0])
         self.tokenizer = load_tokenizer(job.params.model, job.inputs)
         self.parameters = sum(p.numel() for p in model.parameters())
-        adapter = self.pipeline.lora(self.settings, training)
-        self.adapted = adapter is not None
         if adapter is not None:
             model = add_adapter(model, adapter)
         if training.gradient_checkpointing:
@@ -83,7 +83,7 @@ class Learner:
         spec, inputs, dtype = self.job.params.model, self.job.inputs, self.precision.weights
         if not self.split:
             return load_model(spec, inputs, dtype=dtype, device=self.peers.device, for_training=True)
-        if self.pipeline.lora(self.settings, self.training) is not None:
+        if self.adapted:
             raise UserError("training.sharding: full does not go with lora (adapters fit in one process)")
         self.source = (
             load_model(spec, inputs, dtype=dtype, device="cpu", for_training=True) if self.peers.leads else None

@@ -17,6 +17,7 @@ def main(ctx: Context[LogprobsParams]) -> dict[str, Any]:
         import pyarrow as pa
         import torch
 
+        from ..models.fingerprint import check_made_with, tokenizer_hash
         from ..models.flops import flops_of_forward
         from ..models.sources import load_model, load_tokenizer
         from ..store.atomic import write_parquet
@@ -27,12 +28,13 @@ def main(ctx: Context[LogprobsParams]) -> dict[str, Any]:
     with ctx.meter.phase("load"):
         tokenizer = load_tokenizer(params.model, ctx.inputs)
         student = reference_student(params.precision, lambda dtype: load_model(params.model, ctx.inputs, dtype, device))
+    identity = tokenizer_hash(tokenizer)
     vocabulary = student.lm.get_output_embeddings().weight.shape[0]
     lengths: list[int] = []
     found = {}
     for split in ("train", "validation"):
         pairs = read_pairs(ctx.inputs["chosen"], ctx.inputs["rejected"], split, vocabulary)
-        check_made_with(pairs, tokenizer)
+        check_made_with(pairs.path, pairs.tokenizer_hash, identity, "student")
         scores = log_probabilities(student, pairs, ctx.meter, device)
         counts = pairs.sequence_labels.reshape(-1, 2)
         columns = {"id": pa.array(pairs.ids, pa.string())}
@@ -49,17 +51,6 @@ def main(ctx: Context[LogprobsParams]) -> dict[str, Any]:
             f"{split}_rejected_logprob_mean": float(scores[:, 1].mean()),
         }
     return found | flops_of_forward(student.lm, lengths, found["train_labels"] + found["validation_labels"])
-
-
-def check_made_with(pairs: Any, tokenizer: Any) -> None:
-    """Raise UserError where the answers were made with another tokenizer than the student's."""
-    from ..errors import UserError
-    from ..models.fingerprint import differing, same_tokenizer, tokenizer_hash
-
-    made_by, own = pairs.tokenizer_hash, tokenizer_hash(tokenizer)
-    if made_by is not None and not same_tokenizer(made_by, own):
-        theirs, ours = differing(made_by, own)
-        raise UserError(f"{pairs.path}: made with the tokenizer {theirs}, the student's is {ours}")
 
 
 def log_probabilities(student: Any, pairs: Any, meter: Any, device: str) -> Any:

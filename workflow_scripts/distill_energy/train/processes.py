@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ..config.training import Training
+from ..energy.host import usable_cores
 from ..energy.identity import job_field
 from ..errors import UserError
 from .job import Job, Peers
@@ -38,10 +39,8 @@ NODE_PATIENCE_S = 90.0
 def available(device_type: str) -> int:
     """GPUs that this process may use, or processor cores where there is no GPU."""
     if device_type == "cuda":
-        import torch
-
         return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def check_processes(wanted: int, device_type: str) -> None:

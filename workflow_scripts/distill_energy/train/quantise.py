@@ -8,6 +8,7 @@ from typing import Any
 from ..config.params import QuantisedParams
 from ..context import Context
 from ..errors import UserError
+from ..pipelines import get
 
 
 def main(ctx: Context[QuantisedParams]) -> dict[str, Any]:
@@ -25,8 +26,8 @@ def main(ctx: Context[QuantisedParams]) -> dict[str, Any]:
         from .run import probe_logits, save_folder
 
     params, spec = ctx.params, ctx.params.model
-    options = params.pipeline.options
-    bits, group = options.get("bits", 8), options.get("group_size")
+    options = get(params.pipeline.kind).settings(params.pipeline).options
+    bits, group = options["bits"], options["group_size"]
     with ctx.meter.phase("load"):
         original = load_model(spec, ctx.inputs, params.dtype)
         tokenizer = load_tokenizer(spec, ctx.inputs)

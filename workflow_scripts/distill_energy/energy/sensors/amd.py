@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .nvml import Health, PowerKind
+from .nvml import Health, PowerKind, described
 from .visible import GpuEntry, resolve_visible_amd
 
 NOT_SUPPORTED = (2, 3)  # AMDSMI_STATUS_NOT_SUPPORTED, AMDSMI_STATUS_NOT_YET_IMPLEMENTED
@@ -191,24 +191,7 @@ class AmdReader:
         return None
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "component": "gpu",
-            "device": self.entry.uuid,
-            "name": self.entry.name,
-            "kind": "gpu",
-            "vendor": "amdsmi",
-            "unit": self.unit or 1.0,
-            "range": 1 << 64,
-            "counter": self.has_counter,
-            "power": self.has_power,
-            "power_kind": self.power_kind,
-            "limit_w": self.limit_w(),
-            "mig": self.mig,
-            "share": self.share,
-            "share_rule": self.share_rule,
-            "hot_c": self.hot_c(),
-            "error": self.error,
-        }
+        return described(self, "amdsmi", self.unit or 1.0) | {"range": 1 << 64}
 
 
 def open_amd(env: Mapping[str, str]) -> tuple[Amd, list[AmdReader], str | None, list[str]]:

@@ -236,24 +236,28 @@ class GpuReader:
         return [process.pid for process in running]
 
     def describe(self) -> dict[str, Any]:
-        """The journal's description of the device; ``unit`` is J per count."""
-        return {
-            "component": "gpu",
-            "device": self.entry.uuid,
-            "name": self.entry.name,
-            "kind": "gpu",
-            "vendor": "nvml",
-            "unit": 1e-3,
-            "counter": self.has_counter,
-            "power": self.has_power,
-            "limit_w": self.limit_w() if self.handle is not None else None,
-            "mig": self.mig,
-            "power_kind": self.power_kind,
-            "share": self.share,
-            "share_rule": self.share_rule,
-            "hot_c": self.hot_c() if self.handle is not None else None,
-            "error": self.error,
-        }
+        return described(self, "nvml", 1e-3)
+
+
+def described(reader: Any, vendor: str, unit: float) -> dict[str, Any]:
+    """What the journal says of a GPU, from its reader (``gpus.Reader``); ``unit``: J a count of its counter."""
+    return {
+        "component": "gpu",
+        "device": reader.entry.uuid,
+        "name": reader.entry.name,
+        "kind": "gpu",
+        "vendor": vendor,
+        "unit": unit,
+        "counter": reader.has_counter,
+        "power": reader.has_power,
+        "limit_w": reader.limit_w(),
+        "mig": reader.mig,
+        "power_kind": reader.power_kind,
+        "share": reader.share,
+        "share_rule": reader.share_rule,
+        "hot_c": reader.hot_c(),
+        "error": reader.error,
+    }
 
 
 def driver_shows_gpu() -> bool:

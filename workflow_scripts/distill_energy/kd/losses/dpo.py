@@ -43,11 +43,12 @@ def label_losses(
 
     def chunk(logits: torch.Tensor, rows: slice, want_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
         target = labels[rows, None]
-        loss = torch.logsumexp(logits, 1) - logits.gather(1, target)[:, 0]
+        normaliser = torch.logsumexp(logits, 1, keepdim=True)
+        loss = (normaliser - logits.gather(1, target))[:, 0]
         losses[rows] = loss.double()
         scale = torch.ones_like(loss) if weights is None else weights[rows].to(loss.dtype)
         if want_grad:
-            logits.sub_(torch.logsumexp(logits, 1, keepdim=True)).exp_()
+            logits.sub_(normaliser).exp_()
             logits.scatter_add_(1, target, torch.full_like(logits[:, :1], -1.0)).mul_(scale[:, None])
         return loss * scale, loss[:, None]
 

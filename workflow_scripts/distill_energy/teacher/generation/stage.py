@@ -27,7 +27,7 @@ def make_engine(ctx: Context[GenerationParams], tokenizer):
     return VllmEngine(
         served_model(params.model, ctx.inputs, ctx.work, tokenizer),
         ctx.work,
-        generation.model_dump(include={"temperature", "top_p", "min_new_tokens"}),
+        generation.model_dump(include={"temperature", "top_p"}),
         max_length=params.max_length,
         dtype=params.dtype,
         seed=generation.seed,
